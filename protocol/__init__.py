@@ -1,0 +1,1 @@
+"""What travels between a device and the aggregator, and when it may: sans-IO, without sockets, clock or torch."""

@@ -1,0 +1,184 @@
+"""The assignment: what one client does now.
+
+It travels as JSON in the payload frame of ``TASK``, and is what the client's outbox keeps beside a trained update.
+Times are durations: the two sides share no clock.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from protocol import limits
+from protocol.codecs import Codec
+from protocol.errors import NackCode, RemoteProtocolError
+from protocol.manifest import Manifest
+from protocol.payload import Layout
+from protocol.typed import Fields, parse_json
+
+__all__ = ["Assignment", "AssignmentKind", "Handout", "LocalTraining"]
+
+
+class AssignmentKind(StrEnum):
+    """What the client is asked for."""
+
+    TRAIN = "train"
+    """Train from the hand-out, return an update and metrics."""
+    EVALUATE = "evaluate"
+    """Evaluate the hand-out on local data, return metrics only."""
+    PROBE = "probe"
+    """Compute a named statistic of the hand-out on local data, return metrics only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handout:
+    """The stored object a client starts from."""
+
+    digest: str
+    """SHA-256, hex, of the object at this client's slots."""
+    object_bytes: int
+    """Its size."""
+    codec: Codec
+    """Its number format."""
+    slots: int
+    """Slots in it: the client's rank, and behind it the frozen residual's slots, if it takes one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How the client trains: the run's settings, the same for all devices unless said otherwise."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW, before :attr:`learning_rate_scale`."""
+    learning_rate_scale: float = 1.0
+    """This round's factor on it: the decay across rounds."""
+    epochs: float = 1.0
+    """Passes over the local examples."""
+    max_steps: int | None = None
+    """Optimizer steps after which training ends; None: ``epochs`` decides alone."""
+    batch_size: int = 16
+    """Examples per optimizer step; a device splits it into micro-batches as its memory asks."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay. It acts on the factors, so it shrinks ``ΔW``: zero unless wanted."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate climbs from zero; moments are fresh every round."""
+    max_grad_norm: float = 1.0
+    """Gradient-norm clip; 0 switches it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What one client does now."""
+
+    kind: AssignmentKind
+    """Train, evaluate or probe."""
+    run: str
+    """Run id."""
+    round: int
+    """Round number, from 1."""
+    version: int
+    """Version of the global state that was handed out, from 0."""
+    token: str
+    """32 hex digits, single use, bound to this client and round."""
+    rank: int
+    """LoRA rank to train at; slots ``rank..handout.slots`` are the frozen residual."""
+    handout: Handout
+    """What to start from."""
+    update_codec: Codec = Codec.BF16
+    """Number format of the update."""
+    active: tuple[str, ...] | None = None
+    """Trainables to train and send back; the others stay frozen at the hand-out. None: all."""
+    local: LocalTraining = field(default_factory=LocalTraining)
+    """How to train."""
+    probe: str | None = None
+    """Name of the statistic, if ``kind`` is probe."""
+    seed: int = 0
+    """Seed of data order and dropout."""
+    deadline_s: float | None = None
+    """Seconds from receipt after which the update may be too late; None: no deadline."""
+
+    @property
+    def residual(self) -> bool:
+        """Whether the hand-out carries a frozen residual behind the trained slots."""
+        return self.handout.slots > self.rank
+
+    def update_layout(self, manifest: Manifest) -> Layout:
+        """The layout that an update for this assignment must have.
+
+        Raises:
+            RemoteProtocolError: ``active`` names something that the manifest does not.
+        """
+        return Layout.of(manifest, self.active)
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON, sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            RemoteProtocolError: Not an assignment, or out of bounds; names the field.
+        """
+        fields = parse_json(data, limits.ASSIGNMENT_MAX_BYTES, "assignment")
+        assignment = cls(
+            kind=fields.member("kind", AssignmentKind),
+            run=fields.text("run"),
+            round=fields.integer("round", minimum=1),
+            version=fields.integer("version"),
+            token=_token(fields),
+            rank=fields.integer("rank", maximum=limits.RANK_MAX),
+            handout=_handout(fields.table("handout")),
+            update_codec=fields.member("update_codec", Codec),
+            active=_active(fields),
+            local=_local(fields.table("local")),
+            probe=fields.optional_text("probe"),
+            seed=fields.integer("seed"),
+            deadline_s=fields.optional_number("deadline_s", minimum=0.0),
+        )
+        fields.finish()
+        if assignment.handout.slots < assignment.rank:
+            raise RemoteProtocolError("assignment: the hand-out has fewer slots than the rank to train", NackCode.SHAPE)
+        return assignment
+
+
+def _token(fields: Fields) -> str:
+    token = fields.text("token", limit=32)
+    if len(token) != 32 or set(token) - set("0123456789abcdef"):
+        raise RemoteProtocolError("assignment: field 'token': expected 32 lower-case hex digits")
+    return token
+
+
+def _active(fields: Fields) -> tuple[str, ...] | None:
+    if fields.optional_null("active"):
+        return None
+    return tuple(fields.texts("active", limits.TENSORS_MAX))
+
+
+def _handout(fields: Fields) -> Handout:
+    handout = Handout(
+        digest=fields.digest("digest"),
+        object_bytes=fields.integer("object_bytes", maximum=limits.OBJECT_MAX_BYTES),
+        codec=fields.member("codec", Codec),
+        slots=fields.integer("slots", maximum=limits.RANK_MAX),
+    )
+    fields.finish()
+    return handout
+
+
+def _local(fields: Fields) -> LocalTraining:
+    local = LocalTraining(
+        learning_rate=fields.number("learning_rate", minimum=0.0, maximum=1e3),
+        learning_rate_scale=fields.number("learning_rate_scale", minimum=0.0, maximum=1e3),
+        epochs=fields.number("epochs", minimum=0.0, maximum=1e6),
+        max_steps=fields.optional_integer("max_steps", minimum=0),
+        batch_size=fields.integer("batch_size", minimum=1, maximum=1 << 20),
+        weight_decay=fields.number("weight_decay", minimum=0.0, maximum=1e3),
+        warmup_ratio=fields.number("warmup_ratio", minimum=0.0, maximum=1.0),
+        max_grad_norm=fields.number("max_grad_norm", minimum=0.0, maximum=1e9),
+    )
+    fields.finish()
+    return local

@@ -1,0 +1,282 @@
+"""Adapters as they travel: a canonical safetensors file whose lower ranks are prefixes of its higher ones.
+
+The body is the dense tensors in manifest order, then one tensor ``slots`` of shape ``[r, Σ(m+n)]``: row ``j`` holds,
+for each low-rank module in order, column ``j`` of ``B̂`` and then row ``j`` of ``A``. A hand-out of rank ``r`` is the
+header for ``r`` followed by a prefix of the body stored once per version. The same layout carries an update, its
+values then being ``(s·dB, dA)`` and dense differences.
+
+A receiver knows the layout beforehand, from manifest and assignment; the header that arrives has to equal the one it
+computes, byte for byte, before a single value is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from protocol.codecs import Codec, decode_rows, encode_rows, row_bytes
+from protocol.errors import LocalProtocolError, NackCode, RemoteProtocolError
+from protocol.manifest import DenseTensor, LowRankModule, Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["AdapterTensors", "Layout", "PrefixDigests"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class AdapterTensors:
+    """An adapter, or the change of one, outside the wire.
+
+    The factors are scale-free: ``slots`` holds ``B̂ = s·B`` and ``A``, so that ``ΔW = B̂·A`` on every device.
+    """
+
+    dense: Mapping[str, NDArray[np.float32]]
+    """Dense tensors by name: offsets from base or initializer (hand-out), or differences (update)."""
+    slots: NDArray[np.float32]
+    """``[r, Σ(m+n)]``, slot-major."""
+
+    @property
+    def rank(self) -> int:
+        """Number of slots."""
+        return int(self.slots.shape[0])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each trainable lies in a payload.
+
+    Args:
+        low_rank: The low-rank modules present, in wire order.
+        dense: The dense tensors present, in wire order.
+
+    Example:
+        >>> layout = Layout((LowRankModule(name="q", out_features=2, in_features=3),), ())
+        >>> layout.width, layout.object_bytes(4, Codec.BF16) - layout.header(4, Codec.BF16).__len__()
+        (5, 40)
+    """
+
+    low_rank: tuple[LowRankModule, ...]
+    dense: tuple[DenseTensor, ...]
+    _spans: dict[str, tuple[int, LowRankModule]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        spans, start = {}, 0
+        for module in self.low_rank:
+            spans[module.name] = (start, module)
+            start += module.out_features + module.in_features
+        object.__setattr__(self, "_spans", spans)
+
+    @classmethod
+    def of(cls, manifest: Manifest, active: Iterable[str] | None = None) -> Self:
+        """The layout of a run, or of the trainables that one assignment makes active.
+
+        Args:
+            manifest: The run's universe.
+            active: Names to keep, in any order; None keeps all.
+
+        Raises:
+            RemoteProtocolError: A name is not in the manifest.
+        """
+        if active is None:
+            return cls(manifest.low_rank, manifest.dense)
+        keep = set(active)
+        unknown = keep.difference(manifest.names)
+        if unknown:
+            raise RemoteProtocolError(f"{min(unknown)!r} is not a trainable of this run", NackCode.SHAPE)
+        return cls(
+            tuple(m for m in manifest.low_rank if m.name in keep),
+            tuple(t for t in manifest.dense if t.name in keep),
+        )
+
+    @cached_property
+    def width(self) -> int:
+        """``Σ(m+n)``: values in one slot."""
+        return sum(self._groups)
+
+    def factors(self, slots: NDArray[np.float32], name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Views of one module's factors.
+
+        Args:
+            slots: ``[r, Σ(m+n)]``.
+            name: Module name.
+
+        Returns:
+            ``B̂`` ``[m, r]`` and ``A`` ``[r, n]``; writing to them writes to ``slots``.
+        """
+        start, module = self._spans[name]
+        middle = start + module.out_features
+        return slots[:, start:middle].T, slots[:, middle : middle + module.in_features]
+
+    def zeros(self, rank: int) -> AdapterTensors:
+        """All-zero tensors of this layout."""
+        dense = {t.name: np.zeros(t.shape, np.float32) for t in self.dense}
+        return AdapterTensors(dense, np.zeros((rank, self.width), np.float32))
+
+    def header(self, rank: int, codec: Codec) -> bytes:
+        """The canonical safetensors header: its length (u64, little endian) and the JSON, padded to 8 bytes."""
+        table: dict[str, Any] = {}
+        start = 0
+        for tensor in self.dense:
+            size = self._dense_bytes(tensor, codec)
+            shape = list(tensor.shape) if codec is not Codec.INT8 else [size]
+            table[tensor.name] = _entry(codec, shape, start, size)
+            start += size
+        if self.low_rank:
+            size = rank * self._slot_bytes(codec)
+            shape = [rank, self.width if codec is not Codec.INT8 else self._slot_bytes(codec)]
+            table[_SLOTS] = _entry(codec, shape, start, size)
+        text = json.dumps(table, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def body_bytes(self, rank: int, codec: Codec) -> int:
+        """Bytes of the body at this rank."""
+        dense = sum(self._dense_bytes(tensor, codec) for tensor in self.dense)
+        return dense + rank * self._slot_bytes(codec) * bool(self.low_rank)
+
+    def object_bytes(self, rank: int, codec: Codec) -> int:
+        """Bytes of the whole object at this rank: what travels."""
+        return len(self.header(rank, codec)) + self.body_bytes(rank, codec)
+
+    def encode(self, tensors: AdapterTensors, codec: Codec) -> bytes:
+        """Encodes the whole object.
+
+        Args:
+            tensors: Values in this layout.
+            codec: Number format.
+
+        Raises:
+            LocalProtocolError: A tensor is missing or misshapen, or a value is not finite.
+        """
+        return self.header(tensors.rank, codec) + self.encode_body(tensors, codec)
+
+    def encode_body(self, tensors: AdapterTensors, codec: Codec) -> bytes:
+        """Encodes the body alone; its prefixes are the bodies of the lower ranks."""
+        parts = []
+        for tensor in self.dense:
+            value = tensors.dense.get(tensor.name)
+            if value is None or value.shape != tensor.shape:
+                got = "nothing" if value is None else str(value.shape)
+                raise LocalProtocolError(f"{tensor.name!r}: expected shape {tensor.shape}, got {got}")
+            parts.append(encode_rows(value.reshape(_rows(tensor)), codec, [_rows(tensor)[1]]).tobytes())
+        if tensors.slots.shape[1:] != (self.width,):
+            raise LocalProtocolError(f"slots: expected {self.width} values each, got {tensors.slots.shape[1:]}")
+        if self.low_rank:
+            parts.append(encode_rows(tensors.slots, codec, self._groups).tobytes())
+        return b"".join(parts)
+
+    def decode(self, data: Buffer, rank: int, codec: Codec) -> AdapterTensors:
+        """Decodes a whole object.
+
+        Args:
+            data: What :meth:`encode` wrote, from a peer that need not be trusted.
+            rank: The rank that the assignment named.
+            codec: The codec that the assignment named.
+
+        Raises:
+            RemoteProtocolError: ``SHAPE``, if length or header differ from what manifest and assignment imply (the
+                message names the first tensor that differs); ``NON_FINITE``, if a value is.
+        """
+        header = self.header(rank, codec)
+        got = bytes(memoryview(data)[: len(header)])
+        if got != header:
+            raise RemoteProtocolError(self._difference(got, header), NackCode.SHAPE)
+        body = memoryview(data)[len(header) :]
+        if len(body) != self.body_bytes(rank, codec):
+            raise RemoteProtocolError(
+                f"the body has {len(body)} bytes, manifest and rank {rank} imply {self.body_bytes(rank, codec)}",
+                NackCode.SHAPE,
+            )
+        return self.decode_body(body, rank, codec)
+
+    def decode_body(self, body: Buffer, rank: int, codec: Codec) -> AdapterTensors:
+        """Decodes a body of known length, such as a stored hand-out's prefix."""
+        raw = np.frombuffer(body, np.uint8)
+        dense, start = {}, 0
+        for tensor in self.dense:
+            size = self._dense_bytes(tensor, codec)
+            count, width = _rows(tensor)
+            part = np.ascontiguousarray(raw[start : start + size]).reshape(count, -1)
+            dense[tensor.name] = decode_rows(part, codec, [width]).reshape(tensor.shape)
+            start += size
+        if not self.low_rank:
+            return AdapterTensors(dense, np.zeros((0, 0), np.float32))
+        size = rank * self._slot_bytes(codec)
+        part = np.ascontiguousarray(raw[start : start + size]).reshape(rank, self._slot_bytes(codec))
+        return AdapterTensors(dense, decode_rows(part, codec, self._groups))
+
+    @cached_property
+    def _groups(self) -> Sequence[int]:
+        return [size for m in self.low_rank for size in (m.out_features, m.in_features)]
+
+    def _slot_bytes(self, codec: Codec) -> int:
+        return row_bytes(codec, self._groups)
+
+    def _dense_bytes(self, tensor: DenseTensor, codec: Codec) -> int:
+        count, width = _rows(tensor)
+        return count * row_bytes(codec, [width])
+
+    def _difference(self, got: bytes, header: bytes) -> str:
+        """Says in a peer's terms why a header is not the expected one."""
+        expected = json.loads(header[8:])
+        try:
+            size = int.from_bytes(got[:8], "little")
+            found = json.loads(got[8 : 8 + size])
+            for name in list(expected) + list(found):
+                if found.get(name) != expected.get(name):
+                    want, have = expected.get(name, "no such tensor"), found.get(name, "nothing")
+                    return f"payload header: {str(name)[:80]!r}: expected {want}, got {str(have)[:160]}"
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            pass
+        return f"payload header: not the canonical one for {len(expected)} tensors ({', '.join(list(expected)[:3])} …)"
+
+
+class PrefixDigests:
+    """SHA-256 of every rank's object over one stored body, each byte hashed once per rank asked for.
+
+    Args:
+        layout: Layout of the body.
+        body: The whole stored body.
+        slots: How many slots it holds.
+        codec: Number format.
+    """
+
+    def __init__(self, layout: Layout, body: Buffer, slots: int, codec: Codec) -> None:
+        self._layout, self._body, self._slots, self._codec = layout, memoryview(body), slots, codec
+        self._known: dict[int, str] = {}
+
+    def of(self, rank: int) -> str:
+        """Digest, hex, of the object at this rank.
+
+        Raises:
+            LocalProtocolError: More slots are asked for than the body holds.
+        """
+        if not 0 <= rank <= self._slots:
+            raise LocalProtocolError(f"rank {rank} is not in 0..{self._slots}")
+        if rank not in self._known:
+            digest = hashlib.sha256(self._layout.header(rank, self._codec))
+            digest.update(self._body[: self._layout.body_bytes(rank, self._codec)])
+            self._known[rank] = digest.hexdigest()
+        return self._known[rank]
+
+
+_SLOTS = "slots"
+
+
+def _entry(codec: Codec, shape: list[int], start: int, size: int) -> dict[str, Any]:
+    return {"dtype": codec.safetensors_dtype, "shape": shape, "data_offsets": [start, start + size]}
+
+
+def _rows(tensor: DenseTensor) -> tuple[int, int]:
+    """A dense tensor as a matrix: int8 keeps one scale per leading index, one in all for a vector."""
+    count = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    return count, tensor.size // count
