@@ -21,6 +21,7 @@ __all__ = [
     "RANK_MAX",
     "REASON_MAX_CHARS",
     "TENSORS_MAX",
+    "WAIT_MAX_MS",
     "WINDOW_CHUNKS",
 ]
 
@@ -56,3 +57,5 @@ METRICS_MAX = 16
 """Metrics in one report."""
 NUM_EXAMPLES_MAX = 1 << 40
 """``num_examples`` on the wire; a run sets its own, lower bound."""
+WAIT_MAX_MS = 24 * 3600 * 1000
+"""Longest time an aggregator may send a client away for."""
