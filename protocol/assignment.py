@@ -18,7 +18,7 @@ from protocol.manifest import Manifest
 from protocol.payload import Layout
 from protocol.typed import Fields, parse_json
 
-__all__ = ["Assignment", "AssignmentKind", "Handout", "LocalTraining"]
+__all__ = ["Assignment", "AssignmentKind", "Handout", "LocalTraining", "read_local_training"]
 
 
 class AssignmentKind(StrEnum):
@@ -134,7 +134,7 @@ class Assignment:
             handout=_handout(fields.table("handout")),
             update_codec=fields.member("update_codec", Codec),
             active=_active(fields),
-            local=_local(fields.table("local")),
+            local=read_local_training(fields.table("local")),
             probe=fields.optional_text("probe"),
             seed=fields.integer("seed"),
             deadline_s=fields.optional_number("deadline_s", minimum=0.0),
@@ -169,7 +169,12 @@ def _handout(fields: Fields) -> Handout:
     return handout
 
 
-def _local(fields: Fields) -> LocalTraining:
+def read_local_training(fields: Fields) -> LocalTraining:
+    """Reads the settings of local training from an untrusted map.
+
+    Raises:
+        RemoteProtocolError: A field is missing, unknown or out of bounds.
+    """
     local = LocalTraining(
         learning_rate=fields.number("learning_rate", minimum=0.0, maximum=1e3),
         learning_rate_scale=fields.number("learning_rate_scale", minimum=0.0, maximum=1e3),

@@ -1,0 +1,148 @@
+"""What the operator decides about a run, and the file that remembers it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from aggregator.errors import ConfigError
+from protocol.assignment import LocalTraining, read_local_training
+from protocol.codecs import Codec
+from protocol.errors import RemoteProtocolError
+from protocol.manifest import Manifest
+from protocol.typed import parse_json
+
+__all__ = ["RunConfig"]
+
+_MAX_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The operator's settings; fixed when the run is made, apart from ``rounds``, which ``extend`` raises."""
+
+    run: str
+    """Run id: goes into tickets, assignments and file names."""
+    rounds: int = 10
+    """Training rounds after which the run is finished."""
+    cohort_size: int = 2
+    """Updates a round waits for."""
+    over_selection: float = 1.0
+    """Clients invited per update wanted; 1.3 survives 23 % drop-outs without waiting for the deadline."""
+    quorum: int | None = None
+    """Updates that suffice once the deadline has passed; None: all of ``cohort_size``."""
+    deadline_s: float | None = None
+    """Seconds after which a round with a quorum closes; None: it waits for its cohort."""
+    poll_s: float = 2.0
+    """Mean seconds between two questions of a client that waits for work."""
+    default_rank: int = 8
+    """LoRA rank of devices that name none."""
+    residual_slots: int | None = None
+    """Slots that a device taking the frozen residual receives in all; None: the manifest's ``rank_max``."""
+    handout_codec: Codec = Codec.BF16
+    """Number format of hand-outs."""
+    update_codec: Codec = Codec.BF16
+    """Number format of updates."""
+    server_learning_rate: float = 1.0
+    """Step on the merged update; 1 takes it as it is."""
+    learning_rate_decay: float = 0.0
+    """``d`` in this round's learning-rate scale ``1 / (1 + d·(round - 1))``: what keeps long runs from drifting."""
+    local: LocalTraining = field(default_factory=LocalTraining)
+    """How the devices train."""
+    num_examples_max: int = 10_000_000
+    """Bound on the aggregation weight that a client may claim."""
+    update_norm_max: float | None = None
+    """Bound on the Frobenius norm of all values of an update; None: only NaN and infinity are refused."""
+    strict_enrolment: bool = False
+    """Whether only keys enrolled by hand are taken: no tickets with tokens."""
+    seed: int = 0
+    """Seed of selection, fresh LoRA rows and the clients' data order."""
+
+    @property
+    def invitations(self) -> int:
+        """Clients invited to one round."""
+        return math.ceil(self.cohort_size * self.over_selection)
+
+    @property
+    def least_updates(self) -> int:
+        """The quorum as a number."""
+        return self.cohort_size if self.quorum is None else self.quorum
+
+    def slots(self, manifest: Manifest) -> int:
+        """Slots of a stored hand-out."""
+        return max(manifest.rank_max, self.residual_slots or 0)
+
+    def learning_rate_scale(self, round_number: int) -> float:
+        """This round's factor on the learning rate."""
+        return 1.0 / (1.0 + self.learning_rate_decay * (round_number - 1))
+
+    def check(self, manifest: Manifest) -> Self:
+        """Returns itself if it can be run with this manifest.
+
+        Raises:
+            ConfigError: All that is wrong, in one message.
+        """
+        faults = [text for wrong, text in self._faults(manifest) if wrong]
+        if faults:
+            raise ConfigError("this run cannot be set up: " + "; ".join(faults))
+        return self
+
+    def _faults(self, manifest: Manifest) -> list[tuple[bool, str]]:
+        plain = bool(self.run) and all(c.isascii() and (c.isalnum() or c in "-_.") for c in self.run)
+        return [
+            (not plain or len(self.run) > 64, f"run id {self.run!r}: 1..64 letters, digits, '-', '_' or '.'"),
+            (self.rounds < 1, f"rounds is {self.rounds}, at least 1 is needed"),
+            (self.cohort_size < 1, f"cohort_size is {self.cohort_size}, at least 1 is needed"),
+            (not 1.0 <= self.over_selection <= 100.0, f"over_selection is {self.over_selection}, expected 1..100"),
+            (not 1 <= self.least_updates <= self.cohort_size, f"quorum is {self.quorum}, expected 1..cohort_size"),
+            (self.deadline_s is not None and self.deadline_s <= 0, f"deadline_s is {self.deadline_s}, expected > 0"),
+            (not 0.01 <= self.poll_s <= 86_400, f"poll_s is {self.poll_s}, expected 0.01..86400"),
+            (
+                bool(manifest.low_rank) and not 1 <= self.default_rank <= manifest.rank_max,
+                f"default_rank is {self.default_rank}, the manifest allows 1..{manifest.rank_max}",
+            ),
+            (not 0 < self.server_learning_rate <= 100, f"server_learning_rate is {self.server_learning_rate}"),
+            (self.learning_rate_decay < 0, f"learning_rate_decay is {self.learning_rate_decay}, expected >= 0"),
+            (self.num_examples_max < 1, f"num_examples_max is {self.num_examples_max}, expected >= 1"),
+            (self.seed < 0, f"seed is {self.seed}, expected >= 0"),
+        ]
+
+    def to_json(self) -> bytes:
+        """The contents of ``run.json``."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Reads ``run.json``.
+
+        Raises:
+            ConfigError: It is not what :meth:`to_json` writes; names the field.
+        """
+        try:
+            f = parse_json(data, _MAX_BYTES, "run.json")
+            config = cls(
+                run=f.text("run"),
+                rounds=f.integer("rounds"),
+                cohort_size=f.integer("cohort_size"),
+                over_selection=f.number("over_selection"),
+                quorum=f.optional_integer("quorum"),
+                deadline_s=f.optional_number("deadline_s"),
+                poll_s=f.number("poll_s"),
+                default_rank=f.integer("default_rank"),
+                residual_slots=f.optional_integer("residual_slots"),
+                handout_codec=f.member("handout_codec", Codec),
+                update_codec=f.member("update_codec", Codec),
+                server_learning_rate=f.number("server_learning_rate"),
+                learning_rate_decay=f.number("learning_rate_decay"),
+                local=read_local_training(f.table("local")),
+                num_examples_max=f.integer("num_examples_max"),
+                update_norm_max=f.optional_number("update_norm_max", minimum=0.0),
+                strict_enrolment=f.flag("strict_enrolment"),
+                seed=f.integer("seed"),
+            )
+            f.finish()
+        except RemoteProtocolError as error:
+            raise ConfigError(str(error)) from error
+        return config
