@@ -129,7 +129,7 @@ class Assignment:
             run=fields.text("run"),
             round=fields.integer("round", minimum=1),
             version=fields.integer("version"),
-            token=_token(fields),
+            token=fields.token("token"),
             rank=fields.integer("rank", maximum=limits.RANK_MAX),
             handout=_handout(fields.table("handout")),
             update_codec=fields.member("update_codec", Codec),
@@ -143,13 +143,6 @@ class Assignment:
         if assignment.handout.slots < assignment.rank:
             raise RemoteProtocolError("assignment: the hand-out has fewer slots than the rank to train", NackCode.SHAPE)
         return assignment
-
-
-def _token(fields: Fields) -> str:
-    token = fields.text("token", limit=32)
-    if len(token) != 32 or set(token) - set("0123456789abcdef"):
-        raise RemoteProtocolError("assignment: field 'token': expected 32 lower-case hex digits")
-    return token
 
 
 def _active(fields: Fields) -> tuple[str, ...] | None:

@@ -7,8 +7,8 @@ message's own fields. There is one encoding of each message: a header that does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import msgpack
@@ -27,18 +27,16 @@ def encode(message: Message) -> list[bytes | memoryview]:
     """The frames of one message: a header, and a payload for the types that have one.
 
     Raises:
-        LocalProtocolError: The header or the payload is above its bound.
+        LocalProtocolError: The peer would have to refuse it: a field is of the wrong type or above its bound.
     """
-    table: dict[str, Any] = {"v": limits.PROTOCOL_VERSION, "t": message.type, "q": message.q}
-    table |= {f.name: _plain(getattr(message, f.name)) for f in fields(message) if f.name not in ("q", "payload")}
-    header = _pack(table)
-    if len(header) > limits.HEADER_MAX_BYTES:
-        raise LocalProtocolError(f"{message.type}: a header of {len(header)} bytes; shorten its texts")
-    if not isinstance(message, Bulk):
-        return [header]
-    if len(message.payload) > message.payload_max:
-        raise LocalProtocolError(f"{message.type}: a payload of {len(message.payload)} bytes, over its bound")
-    return [header, message.payload]
+    frames: list[bytes | memoryview] = [_header(message)]
+    if isinstance(message, Bulk):
+        frames.append(message.payload)
+    try:
+        decode(frames)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"this {message.type} must not be sent: {error}") from error
+    return frames
 
 
 def decode(frames: Frames) -> Message:
@@ -62,7 +60,7 @@ def decode(frames: Frames) -> Message:
     payload = _payload(MESSAGES[kind], frames)
     message = READERS[kind](header, header.integer("q"), payload)
     header.finish()
-    if encode(message)[0] != bytes(frames[0]):
+    if _header(message) != bytes(frames[0]):
         raise RemoteProtocolError(f"{kind}: the header is not in its canonical encoding")
     return message
 
@@ -102,13 +100,19 @@ def _unpack(data: bytes) -> dict[str, Any]:
     return table
 
 
-def _pack(table: dict[str, Any]) -> bytes:
-    packed: bytes = msgpack.packb(table)
+def _header(message: Message) -> bytes:
+    """The one encoding of a message's header."""
+    table: dict[str, Any] = {"v": limits.PROTOCOL_VERSION, "t": message.type, "q": message.q}
+    table |= {f.name: _plain(getattr(message, f.name)) for f in fields(message) if f.name not in ("q", "payload")}
+    try:
+        packed: bytes = msgpack.packb(table)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"{message.type}: a field cannot be packed ({error})") from error
     return packed
 
 
 def _plain(value: Any) -> Any:
-    """Nested dataclasses and mappings as plain maps; enumerations pack as their text."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: _plain(item) for key, item in asdict(value).items()}
-    return dict(value) if hasattr(value, "items") else value
+    """Nested dataclasses as plain maps, metrics as float64; enumerations pack as their text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return {name: float(number) for name, number in value.items()} if isinstance(value, Mapping) else value

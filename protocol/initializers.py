@@ -42,6 +42,9 @@ class Initializer:
     seed: int = 0
     """Seed of the stream, ``0 <= seed < 2**63``."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", float(self.scale))  # 1 and 1.0 must give the manifest one digest
+
     def values(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The starting value.
 
@@ -49,7 +52,8 @@ class Initializer:
             shape: Shape of the tensor.
 
         Returns:
-            float32 array of that shape, the same on every platform.
+            float32 array of that shape, the same on every platform (``NORMAL``: as far as ``log1p`` and ``cos`` in
+            float64 are, then rounded to float32).
 
         Example:
             >>> Initializer(distribution=Distribution.ZEROS).values((2,))

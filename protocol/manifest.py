@@ -152,9 +152,10 @@ class Manifest:
     """Version of this file format."""
 
     def __post_init__(self) -> None:
-        faults = list(_faults(self))
+        faults = _faults(self)
         if faults:
-            raise LocalProtocolError("the manifest cannot be used: " + "; ".join(faults))
+            more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+            raise LocalProtocolError("the manifest cannot be used: " + "; ".join(faults[:10]) + more)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -265,8 +266,23 @@ def _faults(manifest: Manifest) -> list[str]:
         found.append("it declares nothing to train")
     if len(set(manifest.names)) != len(manifest.names):
         found.append("two trainables share one name")
-    found += [f"{name[:80]!r} is longer than {limits.NAME_MAX_CHARS}" for name in manifest.names if not _fits(name)]
-    found += [f"{t.name!r} has more than 2**40 entries" for t in manifest.dense if t.size > 1 << 40 or t.size < 1]
+    if len(manifest.names) > limits.TENSORS_MAX:
+        found.append(f"it declares {len(manifest.names)} trainables, at most {limits.TENSORS_MAX} are allowed")
+    found += [
+        f"{name[:80]!r} is no name of 1..{limits.NAME_MAX_CHARS} characters"
+        for name in manifest.names
+        if not _fits(name)
+    ]
+    found += [
+        f"{m.name[:80]!r}: {m.out_features} x {m.in_features} is not in 1..2**31 each way"
+        for m in manifest.low_rank
+        if not (_dimension(m.out_features) and _dimension(m.in_features))
+    ]
+    found += [
+        f"{t.name[:80]!r}: shape {t.shape} is not one of at most 8 axes and 2**40 entries"
+        for t in manifest.dense
+        if len(t.shape) > 8 or not all(map(_dimension, t.shape)) or t.size > 1 << 40
+    ]
     found += [f"{name!r} is a reserved name" for name in manifest.names if name in ("slots", "__metadata__")]
     labelled = manifest.task.kind is TaskKind.CLASSIFICATION
     if labelled and len(manifest.task.labels) < 2:
@@ -276,6 +292,10 @@ def _faults(manifest: Manifest) -> list[str]:
     if not manifest.base.quantizations:
         found.append("no quantisation of the base is allowed")
     return found
+
+
+def _dimension(size: int) -> bool:
+    return 1 <= size <= limits.DIMENSION_MAX
 
 
 def _fits(name: Any) -> bool:

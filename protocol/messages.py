@@ -15,7 +15,7 @@ from typing import ClassVar
 from protocol import limits
 from protocol.assignment import Handout
 from protocol.codecs import Codec
-from protocol.errors import NackCode, RemoteProtocolError
+from protocol.errors import NackCode
 from protocol.manifest import Quantization
 from protocol.typed import Fields
 
@@ -428,7 +428,7 @@ def _offer(f: Fields, q: int) -> Offer:
     return Offer(
         q=q,
         upload=f.digest("upload"),
-        token=_token(f),
+        token=f.token("token"),
         size=f.integer("size", minimum=1, maximum=limits.OBJECT_MAX_BYTES),
         sha256=f.digest("sha256"),
         num_examples=f.integer("num_examples", maximum=limits.NUM_EXAMPLES_MAX),
@@ -448,7 +448,7 @@ def _credit(f: Fields, q: int) -> Credit:
 def _report(f: Fields, q: int) -> Report:
     return Report(
         q=q,
-        token=_token(f),
+        token=f.token("token"),
         num_examples=f.integer("num_examples", maximum=limits.NUM_EXAMPLES_MAX),
         metrics=f.numbers("metrics", limits.METRICS_MAX),
     )
@@ -468,13 +468,6 @@ def _reason(f: Fields) -> str:
     return f.text("reason", limit=limits.REASON_MAX_CHARS)
 
 
-def _token(f: Fields) -> str:
-    token = f.text("token", limit=32)
-    if len(token) != 32 or set(token) - set("0123456789abcdef"):
-        raise RemoteProtocolError("field 'token': expected 32 lower-case hex digits")
-    return token
-
-
 def _offset(f: Fields) -> int:
     return f.integer("offset", maximum=limits.OBJECT_MAX_BYTES)
 
@@ -492,13 +485,13 @@ READERS: Mapping[str, Callable[[Fields, int, memoryview], Message]] = {
     "CHUNK": lambda f, q, payload: Chunk(q=q, upload=f.digest("upload"), offset=_offset(f), payload=payload),
     "CREDIT": lambda f, q, _: _credit(f, q),
     "REPORT": lambda f, q, _: _report(f, q),
-    "DECLINE": lambda f, q, _: Decline(q=q, token=_token(f), reason=_reason(f)),
+    "DECLINE": lambda f, q, _: Decline(q=q, token=f.token("token"), reason=_reason(f)),
     "ACK": lambda f, q, _: Ack(q=q, ref=f.text("ref", limit=64)),
     "NACK": lambda f, q, _: _nack(f, q),
     "PING": lambda f, q, _: Ping(q=q),
     "PONG": lambda f, q, _: Pong(q=q),
     "BYE": lambda f, q, _: Bye(q=q, reason=_reason(f)),
-    "ENROL": lambda f, q, _: Enrol(q=q, run=f.text("run"), token=_token(f), name=f.text("name", limit=64)),
+    "ENROL": lambda f, q, _: Enrol(q=q, run=f.text("run"), token=f.token("token"), name=f.text("name", limit=64)),
     "ENROLLED": lambda f, q, _: Enrolled(q=q, run=f.text("run")),
 }
 """How each type's fields are read; the header and payload frames are already bounded when these run."""

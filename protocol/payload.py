@@ -234,7 +234,7 @@ class Layout:
             for name in list(expected) + list(found):
                 if found.get(name) != expected.get(name):
                     want, have = expected.get(name, "no such tensor"), found.get(name, "nothing")
-                    return f"payload header: {str(name)[:80]!r}: expected {want}, got {str(have)[:160]}"
+                    return f"payload header: {str(name)[:80]!r}: expected {want}, got {have!r:.160}"
         except (ValueError, AttributeError, TypeError, RecursionError):
             pass
         return f"payload header: not the canonical one for {len(expected)} tensors ({', '.join(list(expected)[:3])} …)"

@@ -56,7 +56,7 @@ class Ticket:
                 endpoint=fields.text("endpoint"),
                 enrolment_endpoint=fields.text("enrolment_endpoint"),
                 server_key=check_key(fields.text("server_key")),
-                token=fields.optional_text("token", limit=32),
+                token=fields.optional_token("token"),
                 expires_at=fields.optional_number("expires_at"),
             )
             fields.finish()

@@ -29,7 +29,7 @@ class Sender:
 
     Args:
         size: Bytes of the object.
-        chunk_bytes: Largest piece to send.
+        chunk_bytes: Largest piece to send; the attribute may be changed between two pieces.
 
     Raises:
         LocalProtocolError: A bound is not positive.
@@ -38,7 +38,7 @@ class Sender:
     def __init__(self, size: int, chunk_bytes: int = limits.CHUNK_MAX_BYTES) -> None:
         if size < 1 or chunk_bytes < 1:
             raise LocalProtocolError("an upload needs a size and a chunk size of at least 1 byte")
-        self._size, self._chunk_bytes = size, chunk_bytes
+        self._size, self.chunk_bytes = size, chunk_bytes
         self._sent = self._upto = self.acknowledged = 0
 
     def resume(self, have: int, upto: int) -> None:
@@ -51,11 +51,12 @@ class Sender:
         """Takes a credit that answers a chunk; old ones change nothing."""
         self._check(have, upto)
         self.acknowledged = max(self.acknowledged, have)
+        self._sent = max(self._sent, have)  # pieces from before a resume arrived after all
         self._upto = max(self._upto, upto)
 
     def next_piece(self) -> Piece | None:
         """The next piece that the credit allows, or None. Each piece is given out once per :meth:`resume`."""
-        end = min(self._sent + self._chunk_bytes, self._upto)
+        end = min(self._sent + self.chunk_bytes, self._upto)
         if end <= self._sent:
             return None
         piece = Piece(self._sent, end - self._sent)
@@ -116,7 +117,7 @@ class Download:
     Args:
         size: Bytes of the object.
         have: Contiguous bytes already on disk.
-        chunk_bytes: Largest piece to ask for.
+        chunk_bytes: Largest piece to ask for; the attribute may be changed between two requests.
         window: Requests in flight.
     """
 
@@ -127,7 +128,7 @@ class Download:
         chunk_bytes: int = limits.CHUNK_MAX_BYTES,
         window: int = limits.WINDOW_CHUNKS,
     ) -> None:
-        self._size, self._chunk_bytes, self._window = size, chunk_bytes, window
+        self._size, self.chunk_bytes, self._window = size, chunk_bytes, window
         self._asked = have
         self._in_flight: dict[int, int] = {}
         self._done: dict[int, int] = {}
@@ -140,7 +141,7 @@ class Download:
 
     def next_request(self) -> Piece | None:
         """The next piece to ask for, or None while the window is full or all is asked for."""
-        length = min(self._chunk_bytes, self._size - self._asked)
+        length = min(self.chunk_bytes, self._size - self._asked)
         if length < 1 or len(self._in_flight) >= self._window:
             return None
         piece = Piece(self._asked, length)

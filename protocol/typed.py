@@ -21,7 +21,12 @@ __all__ = ["Fields", "parse_json"]
 E = TypeVar("E", bound=StrEnum)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_TOKEN = re.compile(r"[0-9a-f]{32}\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DEPTH_MAX = 6
+# Possessive, and taking an unclosed string to the end: one pass over the input, whatever it holds.
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NESTING = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def parse_json(data: bytes, limit: int, what: str) -> Fields:
@@ -39,7 +44,8 @@ def parse_json(data: bytes, limit: int, what: str) -> Fields:
         raise RemoteProtocolError(f"{what}: {len(data)} bytes, at most {limit} are allowed")
     _check_depth(data, what)
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        # Decoded here: given bytes, json.loads would take UTF-16 and UTF-32 too, and let surrogates pass.
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"{what}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -48,16 +54,12 @@ def parse_json(data: bytes, limit: int, what: str) -> Fields:
 
 
 def _check_depth(data: bytes, what: str) -> None:
-    """Bounds nesting before the parser recurses; brackets inside strings only make it stricter by a little."""
-    depth = deepest = 0
-    for byte in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', data):
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    if deepest > _DEPTH_MAX:
-        raise RemoteProtocolError(f"{what}: nested {deepest} deep, at most {_DEPTH_MAX} is allowed")
+    """Bounds nesting before the parser recurses; brackets inside strings do not count."""
+    depth = 0
+    for byte in _JSON_STRING.sub(b"", data):
+        depth += _NESTING.get(byte, 0)
+        if depth > _DEPTH_MAX:
+            raise RemoteProtocolError(f"{what}: nested deeper than {_DEPTH_MAX}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,6 +71,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
+
+
+def _is_text(value: object, limit: int) -> bool:
+    return isinstance(value, str) and len(value) <= limit and not _SURROGATE.search(value)
 
 
 class Fields:
@@ -96,11 +102,11 @@ class Fields:
         return False
 
     def text(self, key: str, *, limit: int = limits.NAME_MAX_CHARS) -> str:
-        """A string of at most ``limit`` characters."""
+        """A string of at most ``limit`` characters that UTF-8 can hold."""
         value = self._take(key)
-        if not isinstance(value, str) or len(value) > limit:
-            raise self._fault(key, f"a string of at most {limit} characters", value)
-        return value
+        if not _is_text(value, limit):
+            raise self._fault(key, f"a string of at most {limit} characters, without surrogates", value)
+        return str(value)
 
     def optional_text(self, key: str, *, limit: int = limits.NAME_MAX_CHARS) -> str | None:
         """A string or null."""
@@ -121,12 +127,16 @@ class Fields:
         """64 lower-case hex digits or null."""
         return None if self.optional_null(key) else self.digest(key)
 
-    def raw(self, key: str, *, size: int) -> bytes:
-        """Exactly ``size`` bytes."""
+    def token(self, key: str) -> str:
+        """32 lower-case hex digits."""
         value = self._take(key)
-        if not isinstance(value, bytes) or len(value) != size:
-            raise self._fault(key, f"{size} bytes", value)
+        if not isinstance(value, str) or not _TOKEN.match(value):
+            raise self._fault(key, "32 lower-case hex digits", value)
         return value
+
+    def optional_token(self, key: str) -> str | None:
+        """32 lower-case hex digits or null."""
+        return None if self.optional_null(key) else self.token(key)
 
     def flag(self, key: str) -> bool:
         """True or false."""
@@ -185,7 +195,7 @@ class Fields:
             raise self._fault(key, f"a map of at most {count} numbers", value)
         inner = Fields(value, f"{self._what}: {key}")
         for name in value:
-            if not isinstance(name, str) or len(name) > limits.NAME_MAX_CHARS:
+            if not _is_text(name, limits.NAME_MAX_CHARS):
                 raise self._fault(key, f"names of at most {limits.NAME_MAX_CHARS} characters", name)
         return {name: inner.number(name) for name in value}
 
