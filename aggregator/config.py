@@ -53,8 +53,8 @@ class RunConfig:
     """How the devices train."""
     num_examples_max: int = 10_000_000
     """Bound on the aggregation weight that a client may claim."""
-    update_norm_max: float | None = None
-    """Bound on the Frobenius norm of all values of an update; None: only NaN and infinity are refused."""
+    update_norm_max: float = 1e6
+    """Bound on the Frobenius norm of all values of an update. The default only keeps sums finite; lower it to taste."""
     strict_enrolment: bool = False
     """Whether only keys enrolled by hand are taken: no tickets with tokens."""
     seed: int = 0
@@ -106,6 +106,7 @@ class RunConfig:
             (not 0 < self.server_learning_rate <= 100, f"server_learning_rate is {self.server_learning_rate}"),
             (self.learning_rate_decay < 0, f"learning_rate_decay is {self.learning_rate_decay}, expected >= 0"),
             (self.num_examples_max < 1, f"num_examples_max is {self.num_examples_max}, expected >= 1"),
+            (not 0 < self.update_norm_max <= 1e6, f"update_norm_max is {self.update_norm_max}, expected 0..1e6"),
             (self.seed < 0, f"seed is {self.seed}, expected >= 0"),
         ]
 
@@ -138,7 +139,7 @@ class RunConfig:
                 learning_rate_decay=f.number("learning_rate_decay"),
                 local=read_local_training(f.table("local")),
                 num_examples_max=f.integer("num_examples_max"),
-                update_norm_max=f.optional_number("update_norm_max", minimum=0.0),
+                update_norm_max=f.number("update_norm_max"),
                 strict_enrolment=f.flag("strict_enrolment"),
                 seed=f.integer("seed"),
             )

@@ -1,0 +1,341 @@
+"""The aggregator's core: what a client's message leads to. No sockets and no clock: messages and ``now`` come in.
+
+It owns the round (a value of :mod:`aggregator.rounds.machine`) and the live version's hand-outs, and writes every
+decision to the journal before it tells anybody. Slow work (checking an upload, merging) goes to an executor;
+:meth:`Federation.poll` collects what is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+
+from aggregator.admission import check_device
+from aggregator.config import RunConfig
+from aggregator.intake import Decision, Intake
+from aggregator.rounds.handouts import Handouts
+from aggregator.rounds.machine import Answer, Phase, Round, Wait
+from aggregator.rounds.recovery import recovered_round
+from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
+from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow, VersionRow
+from aggregator.store.objects import ObjectStore
+from protocol import limits, messages
+from protocol.assignment import Assignment, AssignmentKind
+from protocol.errors import NackCode, RemoteProtocolError
+from protocol.manifest import Manifest
+
+__all__ = ["Executors", "Federation", "Reply"]
+
+ELAPSED_EVERY_S = 5.0
+"""How often a round's age is journalled: what a crash can add to a deadline at most."""
+_MISFITS = (NackCode.SHAPE, NackCode.NUM_EXAMPLES)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A message for a client that is not the immediate answer to what it just sent."""
+
+    client: str
+    """Its key."""
+    message: messages.Message
+    """What to tell it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executors:
+    """Who does the slow work."""
+
+    verify: Executor
+    """Checks and fsyncs uploads; a thread does."""
+    merge: Executor
+    """Merges cohorts; a process of its own, so that the daemon keeps answering."""
+
+
+class Federation:
+    """One run: its round, its updates, its versions.
+
+    Args:
+        config: The operator's settings, with the current number of rounds.
+        manifest: The run's universe.
+        journal: Open journal, with at least version 0.
+        objects: The object store.
+        executors: Who does the slow work.
+        now: The time, on the clock of all later calls, seconds.
+        new_token: Source of assignment tokens, 32 hex digits.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        journal: Journal,
+        objects: ObjectStore,
+        executors: Executors,
+        now: float,
+        new_token: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        self.config, self.manifest = config.check(manifest), manifest
+        self._journal, self._objects, self._merger = journal, objects, executors.merge
+        self._new_token = new_token
+        self._manifest_json = manifest.to_json()
+        self._intake = Intake(config, manifest, journal, objects, executors.verify)
+        self._handouts = Handouts(objects, manifest, _stored(journal.versions()[-1]))
+        self._merging: Future[tuple[StoredVersion, tuple[str, ...]]] | None = None
+        self._elapsed_at = now
+        self.round = recovered_round(journal, now)
+        self._resume()
+
+    # ---- what a client may say
+
+    def ready(self, client: str, message: messages.Ready, now: float) -> messages.Message:
+        """Answers a client that asks for work: ``TASK``, ``WAIT`` or ``FINISHED``.
+
+        Raises:
+            RemoteProtocolError: This device cannot take part.
+        """
+        check_device(self.config, self.manifest, message)
+        rank = message.rank or self.config.default_rank
+        slots = self.config.slots(self.manifest) if message.residual else rank
+        if self.finished:
+            return messages.Finished(version=self.version.version, rank=rank, handout=self._handouts.offer(slots))
+        was = self.round.phase
+        self.round, answer = self.round.asked(self.config, client, now)
+        if was is Phase.GATHERING and self.round.phase is Phase.OPEN:
+            row = RoundRow(number=self.round.number, version=self.round.version, seed=self.config.seed)
+            self._journal.open_round(row)
+        if isinstance(answer, Wait):
+            poll_ms = int(1000 * self.config.poll_s)
+            return messages.Wait(after_ms=poll_ms // 2, window_ms=poll_ms, reason=answer.reason)
+        if answer is Answer.RESUME:
+            return self._task(self._assignment_of(client), now)
+        return self._task(self._assign(client, rank, slots), now)
+
+    def get(self, message: messages.Get) -> messages.Data:
+        """Serves one piece of the manifest or of a hand-out.
+
+        Raises:
+            RemoteProtocolError: There is no such object now, or nothing at that offset.
+        """
+        if message.digest == self.manifest.digest:
+            piece: bytes | None = self._manifest_json[message.offset : message.offset + message.length]
+        else:
+            piece = self._handouts.piece(message.digest, message.offset, message.length)
+        if not piece:
+            raise RemoteProtocolError("no such object now, or nothing there; ask for work again", NackCode.UNKNOWN)
+        return messages.Data(digest=message.digest, offset=message.offset, payload=piece)
+
+    def offer(self, client: str, message: messages.Offer, now: float) -> messages.Message | None:
+        """Answers an offered update: ``CREDIT``, ``ACK`` (already here), ``NACK``; None while it is being checked.
+
+        Raises:
+            RemoteProtocolError: The offer cannot be taken.
+        """
+        given = self._given(client, message.token)
+        try:
+            return self._intake.offer(client, message, given, current=self._takes(given.round), now=now)
+        except RemoteProtocolError as error:
+            if error.code in _MISFITS:
+                self._reject(given.token, given.round, client, str(error), now)
+            raise
+
+    def chunk(self, client: str, message: messages.Chunk, now: float) -> messages.Message | None:
+        """Takes one piece of an upload: ``CREDIT``, or None once all is here and being checked.
+
+        Raises:
+            RemoteProtocolError: The piece cannot be taken.
+        """
+        return self._intake.chunk(client, message, now)
+
+    def decline(self, client: str, message: messages.Decline, now: float) -> messages.Ack:
+        """Takes a client's refusal of its assignment.
+
+        Raises:
+            RemoteProtocolError: It has no such assignment.
+        """
+        given = self._given(client, message.token)
+        if given.state == "open":
+            self._journal.settle_assignment(message.token, "declined", message.reason)
+            if self._takes(given.round):
+                self.round = self.round.declined_by(client, message.reason, now)
+        return messages.Ack(ref=message.token)
+
+    # ---- what time and the workers bring
+
+    def poll(self, now: float) -> list[Reply]:
+        """Collects finished work, closes and commits what is due.
+
+        Returns:
+            Messages for clients whose uploads were decided, or may go on.
+        """
+        replies = [self._answered(decision, now) for decision in self._intake.decided()]
+        replies += [Reply(client, credit) for client, credit in self._intake.granted(now)]
+        self.round = self.round.ticked(self.config, now)
+        self._journal_elapsed(now)
+        if self.round.complete(self.config, now):
+            self._close()
+        if self._merging is not None and self._merging.done():
+            self._commit(*self._merging.result())
+        return replies
+
+    def next_wakeup(self, now: float) -> float | None:
+        """When :meth:`poll` should be called at the latest, if nothing else happens."""
+        event = self.round.next_event(self.config)
+        if self.round.phase is not Phase.OPEN:
+            return event
+        return min(now + ELAPSED_EVERY_S, event if event is not None else now + ELAPSED_EVERY_S)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are merged."""
+        return self.round.number > self.config.rounds
+
+    @property
+    def version(self) -> StoredVersion:
+        """The live version."""
+        return self._handouts.version
+
+    def received(self) -> Iterator[tuple[str, int, int]]:
+        """``(client key, bytes held, size)`` of this round's open and durable uploads."""
+        for row in self._journal.uploads(self.round.number):
+            held = self._intake.held(row.id)
+            if row.state in ("durable", "merged"):
+                yield row.client, row.size, row.size
+            elif held is not None:
+                yield row.client, held, row.size
+
+    def extend(self, rounds: int) -> int:
+        """Adds rounds to the run; returns how many it has now."""
+        self.config = replace(self.config, rounds=self.config.rounds + rounds)
+        self._journal.set_meta("rounds", str(self.config.rounds))
+        return self.config.rounds
+
+    # ---- assignments
+
+    def _given(self, client: str, token: str) -> AssignmentRow:
+        row = self._journal.assignment(token)
+        if row is None or row.client != client:
+            raise RemoteProtocolError("no such assignment of yours; ask for work again", NackCode.UNKNOWN)
+        return row
+
+    def _takes(self, round_number: int) -> bool:
+        """Whether a round still takes updates."""
+        return round_number == self.round.number and self.round.phase is Phase.OPEN
+
+    def _assign(self, client: str, rank: int, slots: int) -> Assignment:
+        number = self.round.number
+        scale = self.config.learning_rate_scale(number)
+        seed = hashlib.sha256(f"client\0{self.config.seed}\0{number}\0{client}".encode()).digest()
+        assignment = Assignment(
+            kind=AssignmentKind.TRAIN,
+            run=self.config.run,
+            round=number,
+            version=self.version.version,
+            token=self._new_token(),
+            rank=rank,
+            handout=self._handouts.offer(slots),
+            update_codec=self.config.update_codec,
+            local=replace(self.config.local, learning_rate_scale=scale),
+            seed=int.from_bytes(seed[:4], "little"),
+        )
+        self._journal.add_assignment(
+            AssignmentRow(token=assignment.token, round=number, client=client, document=assignment.to_json())
+        )
+        return assignment
+
+    def _assignment_of(self, client: str) -> Assignment:
+        rows = self._journal.assignments(self.round.number)
+        return Assignment.from_json(next(row.document for row in rows if row.client == client))
+
+    def _task(self, assignment: Assignment, now: float) -> messages.Task:
+        deadline = self.round.deadline(self.config)
+        left = None if deadline is None else max(0.0, deadline - now)
+        return messages.Task(payload=replace(assignment, deadline_s=left).to_json())
+
+    # ---- updates
+
+    def _answered(self, decision: Decision, now: float) -> Reply:
+        """Makes a checked upload durable or refuses it, and says which."""
+        row, error = decision.row, decision.error
+        if error is None and not self._takes(row.round):
+            error = RemoteProtocolError(f"round {row.round} closed meanwhile; ask for work again", NackCode.STALE)
+        if error is None:
+            self._journal.upload_durable(row.id)
+            self.round = self.round.submitted_by(row.client, now)
+            return Reply(row.client, messages.Ack(ref=row.id, q=decision.q))
+        reason = str(error)[: limits.REASON_MAX_CHARS]
+        self._journal.upload_rejected(row.id, error.code, reason)
+        self._reject(row.token, row.round, row.client, reason, now)
+        return Reply(row.client, messages.Nack(code=error.code, reason=reason, ref=row.id, q=decision.q))
+
+    def _reject(self, token: str, round_number: int, client: str, reason: str, now: float) -> None:
+        if self._takes(round_number):
+            self._journal.settle_assignment(token, "rejected", reason)
+            self.round = self.round.rejected(client, reason, now)
+
+    # ---- rounds
+
+    def _journal_elapsed(self, now: float) -> None:
+        armed = self.round.armed_at
+        if self.round.phase is Phase.OPEN and armed is not None and now - self._elapsed_at >= ELAPSED_EVERY_S:
+            self._journal.round_elapsed(self.round.number, now - armed)
+            self._elapsed_at = now
+
+    def _close(self) -> None:
+        """Fixes the cohort in the journal, then has it merged."""
+        self._journal.close_round(self.round.number, [row.id for row in self._durable()])
+        self.round = self.round.closed()
+        self._merge()
+
+    def _durable(self) -> list[UploadRow]:
+        """The cohort, in the order of the merge."""
+        rows = [row for row in self._journal.uploads(self.round.number) if row.state == "durable"]
+        return sorted(rows, key=lambda row: row.client)
+
+    def _merge(self) -> None:
+        job = MergeJob(
+            objects=self._objects.root,
+            manifest=self._manifest_json,
+            base=self.version,
+            updates=tuple(map(self._stored_update, self._durable())),
+            round=self.round.number,
+            server_learning_rate=self.config.server_learning_rate,
+            seed=self.config.seed,
+        )
+        self._merging = self._merger.submit(merge_cohort, job)
+
+    def _stored_update(self, row: UploadRow) -> StoredUpdate:
+        given = self._journal.assignment(row.token)
+        assert given is not None, "an upload is journalled after its assignment"
+        return StoredUpdate(
+            client=row.client, num_examples=row.num_examples, sha256=row.sha256, assignment=given.document
+        )
+
+    def _commit(self, version: StoredVersion, report: tuple[str, ...]) -> None:
+        row = VersionRow(
+            version=version.version,
+            round=self.round.number,
+            state_digest=version.state,
+            body_digest=version.body,
+            codec=version.codec,
+            slots=version.slots,
+        )
+        self._journal.commit_round(self.round.number, row, "\n".join(report))
+        self._merging = None
+        self._handouts = Handouts(self._objects, self.manifest, version)
+        self.round = Round(number=self.round.number + 1, version=version.version, waiting=self.round.waiting)
+
+    def _resume(self) -> None:
+        """Takes a recovered round up again: its hand-outs are served, a closed cohort is merged."""
+        for given in self._journal.assignments(self.round.number):
+            self._handouts.offer(Assignment.from_json(given.document).handout.slots)
+        if self.round.phase is Phase.MERGING:
+            self._merge()
+
+
+def _stored(row: VersionRow) -> StoredVersion:
+    return StoredVersion(
+        version=row.version, state=row.state_digest, body=row.body_digest, codec=row.codec, slots=row.slots
+    )

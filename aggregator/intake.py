@@ -1,0 +1,188 @@
+"""Updates on their way in: offers, chunks, checks, until each is durable or refused.
+
+The order is fixed: all bytes in a part file, checked and sealed by a worker (fsync, rename, fsync of the folder),
+then committed to the journal, and only then acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+
+from aggregator.admission import check_offer
+from aggregator.config import RunConfig
+from aggregator.errors import StoreFull
+from aggregator.rounds.work import VerifyJob, verify_upload
+from aggregator.store.journal import AssignmentRow, Journal, UploadRow
+from aggregator.store.objects import ObjectStore
+from aggregator.uploads import Uploads
+from protocol import messages
+from protocol.assignment import Assignment
+from protocol.errors import NackCode, RemoteProtocolError
+from protocol.identity import upload_id
+from protocol.manifest import Manifest
+
+__all__ = ["Decision", "Intake"]
+
+RETRY_MS = 60_000
+"""When a client whose update found no room on the disk may try again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """An upload was checked."""
+
+    row: UploadRow
+    """Which."""
+    q: int
+    """Number of the request to answer."""
+    error: RemoteProtocolError | None
+    """Why it is refused; None: its file is sealed."""
+
+
+@dataclass(frozen=True)
+class _Checking:
+    row: UploadRow
+    q: int
+    future: Future[None]
+
+
+class Intake:
+    """Takes updates in.
+
+    Args:
+        config: The operator's settings.
+        manifest: The run's universe.
+        journal: Where offers are remembered.
+        objects: Where bytes go.
+        verify: Who checks and seals.
+    """
+
+    def __init__(
+        self, config: RunConfig, manifest: Manifest, journal: Journal, objects: ObjectStore, verify: Executor
+    ) -> None:
+        self._config, self._manifest = config, manifest
+        self._manifest_json = manifest.to_json()
+        self._journal, self._objects, self._verify = journal, objects, verify
+        self._uploads = Uploads(objects, journal)
+        self._checking: dict[str, _Checking] = {}
+
+    def offer(
+        self, client: str, message: messages.Offer, given: AssignmentRow, *, current: bool, now: float
+    ) -> messages.Message | None:
+        """Answers an offer.
+
+        Args:
+            client: The authenticated key.
+            message: The offer.
+            given: The assignment it names.
+            current: Whether that assignment's round still takes updates.
+            now: The time, seconds.
+
+        Returns:
+            ``CREDIT``; ``ACK`` if the update is already here; the stored ``NACK`` if it was refused; None while it is
+            being checked.
+
+        Raises:
+            RemoteProtocolError: The offer cannot be taken.
+        """
+        if message.upload != upload_id(self._config.run, given.round, client, message.token, message.sha256):
+            raise RemoteProtocolError("the upload id does not follow from your key, token and digest")
+        known = self._journal.upload(message.upload)
+        if known is not None and known.state in ("durable", "merged"):
+            return messages.Ack(ref=known.id)
+        if known is not None and known.state == "rejected":
+            return messages.Nack(code=NackCode(known.code), reason=known.reason, ref=known.id)
+        if message.upload in self._checking:
+            self._checking[message.upload] = replace(self._checking[message.upload], q=message.q)
+            return None
+        if not current:
+            raise RemoteProtocolError(f"round {given.round} is over; ask for work again", NackCode.STALE)
+        return self._open(known or self._new(client, message, given, now), now)
+
+    def chunk(self, client: str, message: messages.Chunk, now: float) -> messages.Message | None:
+        """Takes one piece: ``CREDIT``, or None once all is here and being checked.
+
+        Raises:
+            RemoteProtocolError: No such upload is open, or the piece is beyond its credit.
+        """
+        if self._uploads.owner(message.upload) != client:
+            if message.upload in self._checking:
+                return None
+            raise RemoteProtocolError("no such upload is open; offer it again", NackCode.UNKNOWN)
+        if self._uploads.write(message.upload, message.offset, message.payload, now):
+            self._check(message.upload, message.q)
+            return None
+        return self._credit(message.upload)
+
+    def decided(self) -> Iterator[Decision]:
+        """The uploads whose checks ended since the last call."""
+        for checking in [c for c in self._checking.values() if c.future.done()]:
+            del self._checking[checking.row.id]
+            error = checking.future.exception()
+            if error is not None and not isinstance(error, RemoteProtocolError):
+                raise error
+            yield Decision(row=checking.row, q=checking.q, error=error)
+
+    def granted(self, now: float) -> Iterator[tuple[str, messages.Credit]]:
+        """Clients whose queued uploads may go on, with the credit to send them."""
+        for upload in self._uploads.granted(now):
+            owner = self._uploads.owner(upload)
+            if owner is not None:
+                yield owner, self._credit(upload)
+
+    def held(self, upload: str) -> int | None:
+        """Contiguous bytes held of an open upload."""
+        return self._uploads.held(upload)
+
+    def _credit(self, upload: str) -> messages.Credit:
+        have, upto = self._uploads.credit(upload)
+        return messages.Credit(upload=upload, have=have, upto=upto)
+
+    def _open(self, row: UploadRow, now: float) -> messages.Message:
+        try:
+            self._uploads.open(row, now)
+        except StoreFull as error:
+            return messages.Nack(code=NackCode.RETRY_LATER, reason=str(error), ref=row.id, retry_after_ms=RETRY_MS)
+        return self._credit(row.id)
+
+    def _new(self, client: str, message: messages.Offer, given: AssignmentRow, now: float) -> UploadRow:
+        """Journals a new upload. A client's first durable update of a round counts; an unfinished one gives way."""
+        check_offer(self._config, self._manifest, Assignment.from_json(given.document), message)
+        for other in self._journal.uploads(given.round):
+            if other.client != client or other.state == "rejected":
+                continue
+            if other.state != "receiving" or other.id in self._checking:
+                raise RemoteProtocolError(f"another update of yours is in for round {given.round}", NackCode.CONFLICT)
+            self._uploads.release(other.id, now)
+            self._objects.discard(other.id)
+            self._journal.upload_rejected(other.id, NackCode.CONFLICT, "replaced by a later offer")
+        row = UploadRow(
+            id=message.upload,
+            round=given.round,
+            client=client,
+            token=message.token,
+            sha256=message.sha256,
+            size=message.size,
+            num_examples=message.num_examples,
+            metrics_json=json.dumps(dict(message.metrics), sort_keys=True),
+        )
+        self._journal.add_upload(row)
+        return row
+
+    def _check(self, upload: str, q: int) -> None:
+        row = self._journal.upload(upload)
+        given = None if row is None else self._journal.assignment(row.token)
+        assert row is not None, "an open upload is journalled"
+        assert given is not None, "an upload is journalled after its assignment"
+        job = VerifyJob(
+            objects=self._objects.root,
+            manifest=self._manifest_json,
+            upload=upload,
+            sha256=row.sha256,
+            assignment=given.document,
+            norm_max=self._config.update_norm_max,
+        )
+        self._checking[upload] = _Checking(row, q, self._verify.submit(verify_upload, job))

@@ -1,0 +1,45 @@
+"""Where a run stood when its daemon ended: the round, read back from the journal."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from aggregator.rounds.machine import Member, MemberState, Phase, Round
+from aggregator.store.journal import AssignmentRow, Journal
+
+__all__ = ["recovered_round"]
+
+_STATES = {"declined": MemberState.DECLINED, "rejected": MemberState.REJECTED}
+
+
+def recovered_round(journal: Journal, now: float) -> Round:
+    """The round to go on with.
+
+    The time the daemon was down does not count against the deadline: only the age journalled does.
+
+    Args:
+        journal: Open journal.
+        now: The time, on the clock that the round will be run by, seconds.
+
+    Returns:
+        A gathering round, an open one with its cohort, or one to be merged (again: merging is a pure function).
+    """
+    rows, version = journal.rounds(), journal.versions()[-1].version
+    if not rows or rows[-1].phase == "committed":
+        return Round(number=len(rows) + 1, version=version)
+    last = rows[-1]
+    found = Round(
+        number=last.number,
+        version=version,
+        phase=Phase.OPEN,
+        armed_at=now - last.elapsed_s,
+        members=MappingProxyType({row.client: _member(row, now) for row in journal.assignments(last.number)}),
+    )
+    for row in journal.uploads(last.number):
+        if row.state == "durable":
+            found = found.submitted_by(row.client, now)
+    return found.closed() if last.phase == "closing" else found
+
+
+def _member(row: AssignmentRow, now: float) -> Member:
+    return Member(state=_STATES.get(row.state, MemberState.ASSIGNED), since=now, reason=row.reason)

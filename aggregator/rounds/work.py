@@ -1,0 +1,214 @@
+"""What the workers do for a round: check an upload, merge a cohort. Files in, files out, nothing else.
+
+Each job is a small picklable value, so that it runs in a thread, a process or inline alike. Merging is a pure function
+of the job: run again after a crash it writes the same objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aggregator.merge import ClientUpdate, GlobalState, make_handout, merge_round
+from aggregator.store.objects import DigestMismatch, ObjectStore
+from protocol.assignment import Assignment
+from protocol.codecs import Codec
+from protocol.errors import NackCode, RemoteProtocolError
+from protocol.manifest import Manifest
+from protocol.payload import AdapterTensors, Layout
+
+__all__ = [
+    "FirstVersionJob",
+    "MergeJob",
+    "StoredUpdate",
+    "StoredVersion",
+    "VerifyJob",
+    "merge_cohort",
+    "store_first_version",
+    "verify_upload",
+    "version_seed",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVersion:
+    """Where one version of the global state lies."""
+
+    version: int
+    """Its number."""
+    state: str
+    """Digest of the exact state."""
+    body: str
+    """Digest of the hand-out's body."""
+    codec: Codec
+    """The body's number format."""
+    slots: int
+    """Slots in the body."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredUpdate:
+    """A durable update."""
+
+    client: str
+    """The client's key."""
+    num_examples: int
+    """Its weight."""
+    sha256: str
+    """Digest of the object."""
+    assignment: bytes
+    """The assignment it answers, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyJob:
+    """Checks one complete upload and makes it durable."""
+
+    objects: Path
+    """Root of the object store."""
+    manifest: bytes
+    """The run's manifest, as JSON."""
+    upload: str
+    """Id of the upload, whose part file is complete."""
+    sha256: str
+    """Digest that the client offered."""
+    assignment: bytes
+    """The assignment it answers, as JSON."""
+    norm_max: float
+    """Bound on the Frobenius norm of all values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstVersionJob:
+    """Stores version 0."""
+
+    objects: Path
+    """Root of the object store."""
+    manifest: bytes
+    """The run's manifest, as JSON."""
+    state: bytes | None
+    """A state to start from (:meth:`GlobalState.to_bytes`); None: zero."""
+    codec: Codec
+    """Number format of hand-outs."""
+    slots: int
+    """Slots to store."""
+    seed: int
+    """The run's seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeJob:
+    """Merges one closed cohort into the next version."""
+
+    objects: Path
+    """Root of the object store."""
+    manifest: bytes
+    """The run's manifest, as JSON."""
+    base: StoredVersion
+    """The version that the cohort was handed."""
+    updates: tuple[StoredUpdate, ...]
+    """The cohort."""
+    round: int
+    """Its round."""
+    server_learning_rate: float
+    """Step on the merged update."""
+    seed: int
+    """The run's seed."""
+
+
+def version_seed(run_seed: int, version: int) -> int:
+    """Seed of a version's fresh LoRA rows."""
+    digest = hashlib.sha256(f"version\0{run_seed}\0{version}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def verify_upload(job: VerifyJob) -> None:
+    """Checks digest, header, finiteness and norm, then seals the upload: fsync, rename, fsync of the folder.
+
+    Raises:
+        RemoteProtocolError: The upload is refused; ``code`` says why. Its part file is gone.
+    """
+    store = ObjectStore(job.objects)
+    try:
+        store.seal(job.upload, job.sha256, check=lambda data: _check(job, data))
+    except DigestMismatch as error:
+        raise RemoteProtocolError(
+            f"the bytes received do not hash to the digest offered: {error}", NackCode.DIGEST
+        ) from error
+
+
+def store_first_version(job: FirstVersionJob) -> StoredVersion:
+    """Writes version 0: zero, or what a warm start brought."""
+    manifest = Manifest.from_json(job.manifest)
+    state = GlobalState.zeros(manifest) if job.state is None else GlobalState.from_bytes(job.state, manifest)
+    return _store(ObjectStore(job.objects), manifest, state, 0, job.codec, job.slots, job.seed)
+
+
+def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
+    """Merges a cohort and writes the next version.
+
+    Returns:
+        The next version, and the report as JSON lines.
+    """
+    store = ObjectStore(job.objects)
+    manifest = Manifest.from_json(job.manifest)
+    base = job.base
+    state = GlobalState.from_bytes(bytes(store.view(base.state)), manifest)
+    handout = Layout.of(manifest).decode_body(store.view(base.body), base.slots, base.codec)
+    merged, report = merge_round(
+        state,
+        manifest,
+        handout,
+        _updates(store, manifest, job.updates),
+        server_learning_rate=job.server_learning_rate,
+    )
+    following = _store(store, manifest, merged, base.version + 1, base.codec, base.slots, job.seed)
+    return following, tuple(report.lines(job.round))
+
+
+def _store(
+    store: ObjectStore, manifest: Manifest, state: GlobalState, version: int, codec: Codec, slots: int, seed: int
+) -> StoredVersion:
+    handout = make_handout(state, manifest, slots, version_seed(seed, version))
+    body = Layout.of(manifest).encode_body(handout, codec)
+    return StoredVersion(
+        version=version, state=store.put(state.to_bytes()), body=store.put(body), codec=codec, slots=slots
+    )
+
+
+def _updates(store: ObjectStore, manifest: Manifest, updates: tuple[StoredUpdate, ...]) -> Iterator[ClientUpdate]:
+    for update in updates:
+        assignment = Assignment.from_json(update.assignment)
+        layout = assignment.update_layout(manifest)
+        yield ClientUpdate(
+            client=update.client,
+            num_examples=update.num_examples,
+            rank=assignment.rank,
+            tensors=layout.decode(store.view(update.sha256), assignment.rank, assignment.update_codec),
+            active=assignment.active,
+        )
+
+
+def _check(job: VerifyJob, data: memoryview) -> None:
+    assignment = Assignment.from_json(job.assignment)
+    layout = assignment.update_layout(Manifest.from_json(job.manifest))
+    norm = _norm(layout.decode(data, assignment.rank, assignment.update_codec))
+    if norm > job.norm_max:
+        raise RemoteProtocolError(
+            f"the update's norm is {norm:.4g}, this run takes at most {job.norm_max:.4g}; did training diverge?",
+            NackCode.NORM,
+        )
+
+
+def _norm(tensors: AdapterTensors) -> float:
+    parts = [tensors.slots, *tensors.dense.values()]
+    return math.sqrt(sum(float(np.vdot(part, part)) if part.size else 0.0 for part in map(_float64, parts)))
+
+
+def _float64(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64)

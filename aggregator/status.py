@@ -1,0 +1,98 @@
+"""What ``status`` says: where the run is, and *why the round is waiting*: who is missing, how far, how long yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aggregator.federation import Federation
+from aggregator.hub import PeerInfo
+from aggregator.rounds.machine import MemberState, Phase
+from protocol.identity import client_id
+
+__all__ = ["Status", "run_status"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A run at one moment; all of it plain data."""
+
+    run: str
+    """Run id."""
+    round: int
+    """The current round, from 1; one more than ``rounds`` when the run is finished."""
+    rounds: int
+    """Rounds in all."""
+    version: int
+    """Version of the global state."""
+    phase: str
+    """``gathering``, ``open``, ``merging`` or ``finished``."""
+    waiting_for: str
+    """Why nothing happens just now, in one line."""
+    deadline_in_s: float | None
+    """Seconds to the deadline, negative once it has passed; None: there is none."""
+    devices: tuple[Mapping[str, Any], ...]
+    """Per device: id, name, state, reason, last seen (seconds ago), bytes received of its update, bytes in all."""
+
+
+def run_status(federation: Federation, devices: Mapping[str, PeerInfo], names: Mapping[str, str], now: float) -> Status:
+    """Says where a run is.
+
+    Args:
+        federation: The run.
+        devices: What the hub knows of each device.
+        names: Enrolled keys and what the operator calls them.
+        now: The time, seconds.
+    """
+    state = federation.round
+    deadline = state.deadline(federation.config)
+    left = None if deadline is None or state.phase is not Phase.OPEN else deadline - now
+    rows = tuple(_device(federation, key, names[key], devices.get(key), now) for key in sorted(names))
+    return Status(
+        run=federation.config.run,
+        round=state.number,
+        rounds=federation.config.rounds,
+        version=federation.version.version,
+        phase="finished" if federation.finished else state.phase,
+        waiting_for=_why(federation, rows, left, now),
+        deadline_in_s=left,
+        devices=rows,
+    )
+
+
+def _device(federation: Federation, key: str, name: str, info: PeerInfo | None, now: float) -> Mapping[str, Any]:
+    member = federation.round.members.get(key)
+    held = {client: (have, size) for client, have, size in federation.received()}.get(key)
+    return {
+        "id": client_id(key),
+        "name": name,
+        "state": "idle" if member is None else str(member.state),
+        "reason": "" if member is None else member.reason,
+        "seen_s_ago": None if info is None else round(now - info.heard_at, 1),
+        "update_bytes": None if held is None else held[0],
+        "update_size": None if held is None else held[1],
+        "bytes_in": 0 if info is None else info.bytes_in,
+        "bytes_out": 0 if info is None else info.bytes_out,
+    }
+
+
+def _why(federation: Federation, rows: tuple[Mapping[str, Any], ...], left: float | None, now: float) -> str:
+    state, config = federation.round, federation.config
+    if federation.finished:
+        return "nothing: all rounds are merged; `extend` adds more"
+    if state.phase is Phase.MERGING:
+        return f"the merge of {len(state.submitted)} updates"
+    if state.phase is Phase.GATHERING:
+        here = len(state.present(config, now))
+        return f"clients: {here} of {config.cohort_size} are here ({len(rows)} enrolled)"
+    awaited = (MemberState.INVITED, MemberState.ASSIGNED, MemberState.LATE)
+    missing = "; ".join(_missing(row) for row in rows if row["state"] in awaited)
+    clock = "" if left is None else f"; deadline in {left:.0f} s, then {config.least_updates} suffice"
+    return f"updates: {len(state.submitted)} of {config.cohort_size} are in; missing: {missing or 'nobody'}{clock}"
+
+
+def _missing(row: Mapping[str, Any]) -> str:
+    seen = "never seen" if row["seen_s_ago"] is None else f"seen {row['seen_s_ago']:.0f} s ago"
+    sent = "" if row["update_bytes"] is None else f", {row['update_bytes']:,} of {row['update_size']:,} bytes in"
+    return f"{row['name'] or row['id']} ({row['state']}, {seen}{sent})"
