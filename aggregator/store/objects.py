@@ -1,0 +1,281 @@
+"""Content-addressed files: written durably, read by mapping, and received piece by piece.
+
+::
+
+    root/objects/ab/<sha256>     immutable, complete, fsynced
+    root/partial/<upload id>     being received; all of its space is reserved
+    root/partial/put-*           being written by this host
+
+Every object comes into its place by one rename of an fsynced file, followed by an fsync of the folder, so a crash at
+any instruction leaves either no object or a whole one. An fsync that fails is never tried again: the kernel marks
+the pages clean after a failure (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020), so
+the :class:`OSError` is left to end the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from aggregator.errors import AggregatorError, StoreCorrupt, StoreFull
+from protocol.errors import RemoteProtocolError
+
+__all__ = ["DigestMismatch", "ObjectStore", "Partial"]
+
+_NAME = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class DigestMismatch(AggregatorError):  # noqa: N818 - names a condition, as its family does
+    """Bytes do not hash to the digest that was announced for them."""
+
+
+class Partial:
+    """An object that is being received: a file of its final size, filled from the front.
+
+    Args:
+        path: The file; created if it is not there.
+        size: Final size in bytes; all of it is reserved on disk at once.
+
+    Raises:
+        StoreFull: The disk cannot hold it; nothing is left behind.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size, self._in_folder = path, size, False
+        fresh = not path.exists()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _reserve(self._fd, size)
+        except BaseException:
+            self.close()
+            if fresh:
+                path.unlink()
+            raise
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes one piece; durable only after :meth:`sync`.
+
+        Raises:
+            StoreFull: The disk is full.
+        """
+        view = memoryview(data).cast("B")
+        if offset < 0 or offset + len(view) > self._size:
+            raise ValueError(f"bytes {offset}..{offset + len(view)} are outside an upload of {self._size}")
+        with _full_disk_told():
+            while view:
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+
+    def sync(self) -> None:
+        """Makes all that was written durable, and the file findable."""
+        os.fdatasync(self._fd)
+        if not self._in_folder:
+            _sync_folder(self._path.parent)
+            self._in_folder = True
+
+    def close(self) -> None:
+        """Closes the file; it can be opened again with the same id."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ObjectStore:
+    """The objects under one folder. Cheap to make; several processes may use one folder.
+
+    Args:
+        root: The folder; created if it is not there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._objects, self._partial = root / "objects", root / "partial"
+        for folder in (self._objects, self._partial):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes | memoryview) -> str:
+        """Stores bytes durably.
+
+        Returns:
+            Their SHA-256 in hex, which names them from now on.
+
+        Raises:
+            StoreFull: The disk is full; nothing is left behind.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if self.path(digest).exists():
+            _sync_folder(self.path(digest).parent)  # whoever put it there may have died before this
+            return digest
+        temporary = self._partial / f"put-{secrets.token_hex(16)}"
+        try:
+            with Partial(temporary, len(data)) as file:
+                file.write(0, data)
+                file.sync()
+            self._move_in(temporary, digest)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """Where an object lies, or would lie."""
+        return self._objects / _name(digest)[:2] / digest
+
+    def view(self, digest: str) -> memoryview:
+        """An object's bytes, read-only and mapped: pages are read as they are touched.
+
+        Raises:
+            StoreCorrupt: The object is not there.
+        """
+        try:
+            return _mapped(self.path(digest))
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"object {digest} is missing from {self._objects}; restore it from a backup") from error
+
+    def check(self, digest: str) -> None:
+        """Reads an object whole and compares it with its name.
+
+        Raises:
+            StoreCorrupt: It is missing or damaged.
+        """
+        if hashlib.sha256(self.view(digest)).hexdigest() != digest:
+            raise StoreCorrupt(f"object {digest} in {self._objects} is damaged; restore it from a backup")
+
+    def partial(self, upload_id: str, size: int) -> Partial:
+        """Opens the file of an upload, new or from before, and reserves its space.
+
+        Raises:
+            StoreFull: The disk cannot hold it.
+        """
+        return Partial(self._part(upload_id), size)
+
+    def has_partial(self, upload_id: str) -> bool:
+        """Whether an upload's file is there; if not, whatever the journal counted of it is gone."""
+        return self._part(upload_id).exists()
+
+    def seal(self, upload_id: str, sha256: str, check: Callable[[memoryview], None] | None = None) -> None:
+        """Turns a complete upload into an object: hash, check, fsync, rename, fsync of the folder.
+
+        Sealing again after a crash is harmless: if only the object is left, that one is examined.
+
+        Args:
+            upload_id: The upload.
+            sha256: What its bytes must hash to, as read back from the file.
+            check: Examines the bytes; a :class:`~protocol.errors.RemoteProtocolError` of it refuses the upload.
+
+        Raises:
+            DigestMismatch: The bytes are others. The file is gone.
+            RemoteProtocolError: What ``check`` raised. The file is gone.
+            StoreCorrupt: There is neither such an upload nor such an object.
+        """
+        part = self._part(upload_id)
+        try:
+            self._examine(part if part.exists() else self.path(sha256), sha256, check)
+        except (DigestMismatch, RemoteProtocolError):
+            self.discard(upload_id)
+            raise
+        if part.exists():
+            _sync_file(part)
+            self._move_in(part, sha256)
+        _sync_folder(self.path(sha256).parent)
+
+    def discard(self, upload_id: str) -> None:
+        """Drops what was received of an upload; harmless if there is nothing."""
+        self._part(upload_id).unlink(missing_ok=True)
+
+    def collect(self, live: Set[str]) -> int:
+        """Removes everything that is not live. Only for the owner of the store, while nobody writes to it.
+
+        Args:
+            live: Digests of objects and ids of uploads to keep.
+
+        Returns:
+            Files removed.
+        """
+        dead = [path for path in self._files() if path.name not in live]
+        for path in dead:
+            path.unlink(missing_ok=True)
+        return len(dead)
+
+    def _files(self) -> Iterator[Path]:
+        yield from self._objects.glob("??/*")
+        yield from self._partial.iterdir()
+
+    def _part(self, upload_id: str) -> Path:
+        return self._partial / _name(upload_id)
+
+    def _examine(self, path: Path, sha256: str, check: Callable[[memoryview], None] | None) -> None:
+        try:
+            data = _mapped(path)
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"there is neither an upload nor an object for {sha256} in {self._objects}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise DigestMismatch(f"expected {sha256}, the {len(data)} bytes on disk hash to {found}")
+        if check is not None:
+            check(data)
+
+    def _move_in(self, path: Path, digest: str) -> None:
+        target = self.path(digest)
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            _sync_folder(self._objects)
+        path.replace(target)
+        _sync_folder(target.parent)
+
+
+def _name(text: str) -> str:
+    if not _NAME.match(text):
+        raise ValueError(f"expected 64 lower-case hex digits, got {text[:80]!r}")
+    return text
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")  # an empty file cannot be mapped
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _reserve(fd: int, size: int) -> None:
+    if os.fstat(fd).st_size > size:
+        os.ftruncate(fd, size)
+    if size:
+        with _full_disk_told():
+            os.posix_fallocate(fd, 0, size)
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreFull(
+            f"the disk is full ({error.strerror}): free some space; nothing acknowledged was lost"
+        ) from error
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_sync_folder = _sync_file
