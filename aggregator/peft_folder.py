@@ -264,27 +264,35 @@ def _module(folder: Path, config: dict[str, Any], name: str, parts: dict[str, ND
     if parts.keys() != expected:
         raise PeftFolderError(f"{folder}: module {name!r} has only {sorted(parts)}, expected {sorted(expected)}")
     A, B = (parts[part] for part in sorted(expected))
-    rank = _pattern_value(config, "rank_pattern", name, config["r"])
-    if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:
+    ranks = _pattern_values(config, "rank_pattern", name, config["r"])
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] not in ranks:
         raise PeftFolderError(
-            f"{folder}: module {name!r}: the config says rank {rank}, the tensors are B {B.shape} and A {A.shape}"
-            " (convolutions are not supported)"
+            f"{folder}: module {name!r}: the config says rank {min(ranks):g}, the tensors are B {B.shape} and"
+            f" A {A.shape} (convolutions are not supported)"
         )
-    alpha = _pattern_value(config, "alpha_pattern", name, config["lora_alpha"])
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    alphas = _pattern_values(config, "alpha_pattern", name, config["lora_alpha"])
+    if len(alphas) > 1:
+        raise PeftFolderError(
+            f"{folder}: module {name!r}: patterns of alpha_pattern contradict each other ({sorted(alphas)}), and PEFT"
+            " does not keep their order when it saves; leave the one that was trained with"
+        )
+    scaling = alphas.pop() / (math.sqrt(A.shape[0]) if config.get("use_rslora") else A.shape[0])
     return PeftModule(B.astype(np.float64) * scaling, A.astype(np.float64), embedding)
 
 
-def _pattern_value(config: dict[str, Any], key: str, name: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the path's end, from a dot or from its beginning."""
+def _pattern_values(config: dict[str, Any], key: str, name: str, default: float) -> set[float]:
+    """The values of all patterns that match the path's end, from a dot or from its beginning.
+
+    PEFT takes the first, but saves them sorted, so which was the first is lost.
+    """
+    found = set()
     for pattern, value in (config.get(key) or {}).items():
         try:
-            found = re.match(rf"(.*\.)?({pattern})$", name)
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                found.add(float(value))
         except re.error as error:
             raise PeftFolderError(f"{key}: {pattern!r} is not a regular expression: {error}") from error
-        if found:
-            return float(value)
-    return default
+    return found or {float(default)}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
