@@ -1,0 +1,107 @@
+"""What the client is doing on its connection right now: at most one of these at a time, dropped when the link breaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edge_client.events import Outgoing
+from protocol.assignment import Assignment
+from protocol.messages import Finished
+from protocol.transfer import Download, Sender
+
+__all__ = ["Activity", "Asking", "Declining", "Fetching", "Job", "Phase", "Reporting", "Uploading"]
+
+
+class Phase(StrEnum):
+    """Where a client is, as its status shows it."""
+
+    OFFLINE = "offline"
+    """No connection; the next try is timed."""
+    CONNECTING = "connecting"
+    """Dialling, or waiting for the aggregator's greeting."""
+    PREPARING = "preparing"
+    """Loading the base model and the data."""
+    ASKING = "asking"
+    """Asking for work."""
+    WAITING = "waiting"
+    """No work now; asks again by itself."""
+    FETCHING = "fetching"
+    """Downloading the manifest or a hand-out."""
+    TRAINING = "training"
+    """Carrying out an assignment."""
+    SENDING = "sending"
+    """Delivering a result that is safe in the outbox."""
+    INSTALLING = "installing"
+    """Putting the final adapter into the model."""
+    PAUSED = "paused"
+    """Asks for no work until resumed."""
+    FINISHED = "finished"
+    """The run is over; the final adapter is in use."""
+    STOPPED = "stopped"
+    """Stopped by the app; a new start goes on from here."""
+    FAILED = "failed"
+    """Cannot go on; the error says why."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self in (Phase.FINISHED, Phase.STOPPED, Phase.FAILED)
+
+
+class Job(StrEnum):
+    """What the worker is doing; unlike an activity, it goes on while the link is down."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    INSTALL = "install"
+
+
+@dataclass
+class Fetching:
+    """An object is on its way here."""
+
+    goal: Assignment | Finished | None
+    """What it is for; None: it is the manifest."""
+    digest: str
+    size: int
+    download: Download | None = None
+    """None until the disk says how much of it is there."""
+
+
+@dataclass
+class Asking:
+    """``READY`` is out."""
+
+    q: int
+
+
+@dataclass
+class Uploading:
+    """An update is offered or on its way."""
+
+    item: Outgoing
+    upload: str
+    sender: Sender
+    granted: bool = False
+    """Whether a first credit came."""
+    queued: bool = False
+    """Whether the aggregator has us wait for a free slot."""
+
+
+@dataclass
+class Reporting:
+    """Metrics are on their way."""
+
+    item: Outgoing
+
+
+@dataclass
+class Declining:
+    """A refusal is on its way; the error is raised once it is known, or after a short while."""
+
+    token: str
+    error: Exception
+
+
+Activity = Fetching | Asking | Uploading | Reporting | Declining
