@@ -102,6 +102,7 @@ class ObjectStore:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._objects, self._partial = root / "objects", root / "partial"
         for folder in (self._objects, self._partial):
             folder.mkdir(parents=True, exist_ok=True)
