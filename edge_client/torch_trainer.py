@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from edge_client.base_model import load_backbone, load_tokenizer, resolve_compute_dtype
+from edge_client.checkpoint import Checkpoint
+from edge_client.data.sources import open_rows
+from edge_client.data.tasks import Example, encode_rows, encode_texts
+from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
+from edge_client.methods import Method, build_method
+from edge_client.methods.lora import LoraSettings
+from edge_client.quiet import quiet_forward
+from edge_client.task_model import TaskModel
 from edge_client.trainer import LocalResult, Progress, TrainerInfo
-from protocol.assignment import Assignment
+from edge_client.training.loop import train
+from edge_client.training.objectives import Context, Objective, embed, objective_of
+from protocol.assignment import Assignment, AssignmentKind
 from protocol.manifest import Manifest, Quantization
-from protocol.payload import AdapterTensors
+from protocol.payload import AdapterTensors, Layout
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TorchTrainer"]
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resident:
+    """What stays in memory from round to round."""
+
+    manifest: Manifest
+    tokenizer: PreTrainedTokenizerBase
+    method: Method
+    objective: Objective
+    context: Context
+    training: Sequence[Example]
+    evaluation: Sequence[Example]
 
 
 class TorchTrainer:
@@ -34,6 +65,9 @@ class TorchTrainer:
         micro_batch_size: Examples per forward pass; None: the whole batch. A contrastive loss needs the whole batch.
         device: torch device; None: ``cuda`` where there is one, else ``cpu``.
         compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on CUDA devices that have it, fp32 on a CPU.
+
+    Raises:
+        ConfigError: Arguments are wrong; all of them are named.
     """
 
     def __init__(
@@ -51,16 +85,39 @@ class TorchTrainer:
         device: str | None = None,
         compute_dtype: str = "auto",
     ) -> None:
-        raise NotImplementedError
+        _check(quantization=quantization, rank=rank, lora_alpha=lora_alpha, micro_batch_size=micro_batch_size)
+        self._source = model
+        self._data, self._eval_data = data, eval_data
+        self._quantization = Quantization(quantization)
+        self._rank, self._residual = rank, residual
+        self._lora = LoraSettings(lora_alpha=lora_alpha, use_rslora=use_rslora)
+        self._micro_batch_size = micro_batch_size
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._compute_dtype = resolve_compute_dtype(compute_dtype, self._device)
+        self._resident: _Resident | None = None
 
     @property
-    def model(self) -> object:
-        """The resident ``peft.PeftModel`` with the adapter last loaded."""
-        raise NotImplementedError
+    def model(self) -> nn.Module:
+        """The resident ``peft.PeftModel`` with the adapter last loaded; the plain base before the first one."""
+        return self._ready().method.model
 
     def info(self, manifest: Manifest) -> TrainerInfo:
-        """Loads base and data on first use, checks them against the manifest and says what this device is."""
-        raise NotImplementedError
+        """Loads base and data on first use, checks them against the manifest and says what this device is.
+
+        Raises:
+            BaseModelError: The base or its tokenizer is not the run's.
+            ConfigError: The run does not allow this quantisation, or its method is unknown here.
+            DataError: A row does not fit the task.
+        """
+        if self._resident is None or self._resident.manifest != manifest:
+            self._resident = self._prepare(manifest)
+        return TrainerInfo(
+            fingerprint=manifest.base.fingerprint,
+            quantization=self._quantization,
+            rank=self._rank,
+            residual=self._residual,
+            num_examples=len(self._resident.training),
+        )
 
     def run(
         self,
@@ -70,13 +127,128 @@ class TorchTrainer:
         cancelled: Callable[[], bool],
         progress: Callable[[Progress], None],
     ) -> LocalResult:
-        """Carries out one assignment."""
-        raise NotImplementedError
+        """Carries out one assignment.
+
+        Raises:
+            Cancelled: ``cancelled()`` came true between two steps.
+            DataError: There is no data for it.
+            AggregatorError: The hand-out does not fit, or a probe is asked for that this version does not know.
+            EdgeClientError: Training diverged.
+        """
+        if assignment.kind is AssignmentKind.PROBE:
+            raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this version does not know")
+        resident = self._ready()
+        active = assignment.update_layout(resident.manifest)
+        parameters = resident.method.load(handout, assignment.rank, active)
+        if assignment.kind is AssignmentKind.EVALUATE:
+            return LocalResult(update=None, num_examples=len(resident.evaluation), metrics=self._evaluate(resident))
+        if not resident.training:
+            raise DataError("asked to train, but this device was given no data")
+        resident.context.model.train()
+        with quiet_forward():
+            metrics = train(
+                resident.context,
+                resident.objective,
+                resident.training,
+                parameters,
+                assignment,
+                micro_batch_size=self._micro_batch_size,
+                cancelled=cancelled,
+                progress=progress,
+            )
+        update = resident.method.change(active)
+        return LocalResult(update=update, num_examples=len(resident.training), metrics=metrics)
 
     def install(self, adapter: AdapterTensors, rank: int) -> None:
-        """Puts an adapter into the resident model for use; call :meth:`info` first."""
-        raise NotImplementedError
+        """Puts an adapter into the resident model for use, in evaluation mode; call :meth:`info` first."""
+        resident = self._ready()
+        resident.method.load(adapter, rank, Layout((), ()))
+        resident.context.model.eval()
 
-    def embed(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], batch_size: int = _EVALUATION_BATCH) -> NDArray[np.float32]:
         """Unit vectors ``[len(texts), d]`` of an embedding run's model, with the adapter last loaded or installed."""
-        raise NotImplementedError
+        resident = self._ready()
+        encoded = encode_texts(texts, resident.manifest.task, resident.tokenizer)
+        resident.context.model.eval()
+        with torch.no_grad(), quiet_forward():
+            vectors: NDArray[np.float32] = embed(resident.context, encoded, batch_size).numpy()
+        return vectors
+
+    def _ready(self) -> _Resident:
+        if self._resident is None:
+            raise ConfigError("the base model is not loaded yet: call info(manifest) first")
+        return self._resident
+
+    def _prepare(self, manifest: Manifest) -> _Resident:
+        task = manifest.task
+        if self._quantization not in manifest.base.quantizations:
+            allowed = ", ".join(manifest.base.quantizations)
+            raise ConfigError(f"quantization: the run allows {allowed}, this device is set to {self._quantization}")
+        checkpoint = Checkpoint.find(self._source)
+        _check_same_base(checkpoint, manifest)
+        tokenizer = load_tokenizer(checkpoint)
+        training, evaluation = self._examples(manifest, tokenizer)
+        backbone = load_backbone(
+            checkpoint,
+            manifest,
+            quantization=self._quantization,
+            device=self._device,
+            compute_dtype=self._compute_dtype,
+        )
+        model = TaskModel(backbone, task)
+        return _Resident(
+            manifest=manifest,
+            tokenizer=tokenizer,
+            method=build_method(model, manifest, self._lora),
+            objective=objective_of(task),
+            context=Context(model=model, pad_id=int(tokenizer.pad_token_id), device=self._device),
+            training=training,
+            evaluation=evaluation,
+        )
+
+    def _examples(
+        self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Sequence[Example], Sequence[Example]]:
+        def encoded(data: object, split: str) -> Sequence[Example]:
+            return [] if data is None else encode_rows(open_rows(data, split), manifest.task, tokenizer)
+
+        training = encoded(self._data, "train")
+        if self._eval_data is not None:
+            return training, encoded(self._eval_data, "validation")
+        held_out = isinstance(self._data, (str, Path)) and (Path(self._data) / "validation.jsonl").is_file()
+        return training, encoded(self._data, "validation") if held_out else training
+
+    def _evaluate(self, resident: _Resident) -> dict[str, float]:
+        if not resident.evaluation:
+            raise DataError("asked to evaluate, but this device was given no data")
+        resident.context.model.eval()
+        with torch.no_grad(), quiet_forward():
+            return resident.objective.evaluate(resident.context, resident.evaluation, self._evaluation_batch)
+
+    @property
+    def _evaluation_batch(self) -> int:
+        return self._micro_batch_size or _EVALUATION_BATCH
+
+
+def _check(*, quantization: str, rank: int | None, lora_alpha: float | None, micro_batch_size: int | None) -> None:
+    faults = []
+    if quantization not in list(Quantization):
+        faults.append(f"quantization: expected one of {', '.join(Quantization)}, got {quantization!r}")
+    for name, value in (("rank", rank), ("lora_alpha", lora_alpha), ("micro_batch_size", micro_batch_size)):
+        if value is not None and not value > 0:
+            faults.append(f"{name}: expected a number above 0, got {value}")
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+def _check_same_base(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    found, expected = checkpoint.fingerprint(), manifest.base.fingerprint
+    if found != expected:
+        raise BaseModelError(
+            f"{checkpoint.name}: its weights have fingerprint {found[:12]}…, the run tunes {manifest.base.name} "
+            f"with {expected[:12]}…: use that model"
+        )
+    if checkpoint.tokenizer_digest() != manifest.base.tokenizer_digest:
+        raise BaseModelError(
+            f"{checkpoint.name}: its tokenizer is not the one of {manifest.base.name} that the run uses"
+        )

@@ -1,0 +1,215 @@
+"""Loads a frozen base model in the precision that a device affords, ready to be trained through adapters.
+
+What bitsandbytes 0.50 does on a CPU, and what is done about it here: where the CPU has AVX512-BF16, the first
+forward pass without gradients (an evaluation) repacks NF4 weights for inference; training afterwards fails on
+layers with a bias and silently gets no input gradient on others. ``support_avx512bf16_for_cpu = False`` on each
+layer switches the repacking off. A fresh head would be quantised too, and is named in ``llm_int8_skip_modules``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
+
+from edge_client.checkpoint import Checkpoint
+from edge_client.errors import BaseModelError, ConfigError
+from edge_client.quiet import quiet_loading
+from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load_backbone", "load_config", "load_tokenizer", "meta_backbone", "resolve_compute_dtype"]
+
+
+def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations and of what is not quantised.
+
+    Args:
+        name: ``"fp32"``, ``"bf16"`` or ``"auto"``. On a CPU ``auto`` is fp32: without AMX or AVX512-BF16 a bf16
+            product takes two to three times as long as an fp32 one.
+        device: Where the model runs.
+
+    Raises:
+        ConfigError: Another name.
+    """
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in known:
+        raise ConfigError(f"compute_dtype: expected 'auto', 'fp32' or 'bf16', got {name!r}")
+    return known[name]
+
+
+def load_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
+    """The transformers config with the task's labels, and a padding token where the model has none.
+
+    Raises:
+        BaseModelError: transformers does not know this architecture.
+    """
+    extra: dict[str, Any] = {}
+    if task.kind is TaskKind.CLASSIFICATION:
+        extra = {"id2label": dict(enumerate(task.labels)), "problem_type": "single_label_classification"}
+        extra["label2id"] = {label: index for index, label in enumerate(task.labels)}
+    elif task.kind is TaskKind.REGRESSION:
+        extra = {"num_labels": 1, "problem_type": "regression"}
+    try:
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(checkpoint.folder, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{checkpoint.name}: {error}") from error
+    if getattr(config, "pad_token_id", None) is None:
+        tokenizer = load_tokenizer(checkpoint)
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; one without a padding token pads with its end (or unknown) token.
+
+    Raises:
+        BaseModelError: There is none, or none of these tokens.
+    """
+    try:
+        with quiet_loading():
+            tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{checkpoint.name}: its tokenizer cannot be loaded ({error})") from error
+    if tokenizer.pad_token_id is None:
+        substitute = tokenizer.eos_token or tokenizer.unk_token
+        if substitute is None:
+            raise BaseModelError(f"{checkpoint.name}: its tokenizer has no padding, end or unknown token to pad with")
+        tokenizer.pad_token = substitute
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def meta_backbone(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
+    """The transformers model that a task builds on, without weights (on the meta device).
+
+    Raises:
+        BaseModelError: The architecture has no such model.
+    """
+    config = load_config(checkpoint, task)
+    try:
+        with torch.device("meta"), quiet_loading():
+            model: PreTrainedModel = _auto_class(task).from_config(config)
+            unused = _unused_pooler(type(model), task)
+            return type(model)(config, **unused) if unused else model
+    except (ValueError, KeyError) as error:
+        raise BaseModelError(
+            f"{checkpoint.name} cannot be used for {task.kind}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_backbone(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    *,
+    quantization: Quantization,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> PreTrainedModel:
+    """Loads the base model, frozen.
+
+    Args:
+        checkpoint: Where its weights lie.
+        manifest: The run, which says the task and which tensors are fresh.
+        quantization: How to hold linear layers that are not heads.
+        device: Where to.
+        compute_dtype: Of activations and of what is not quantised; ``bf16`` and ``fp32`` name their own.
+
+    Raises:
+        BaseModelError: It cannot be loaded, is another architecture than the manifest's, or the checkpoint lacks a
+            tensor that the manifest does not declare fresh.
+    """
+    task = manifest.task
+    own = {Quantization.BF16: torch.bfloat16, Quantization.FP32: torch.float32}
+    config = load_config(checkpoint, task)
+    skeleton = meta_backbone(checkpoint, task)
+    if type(skeleton).__name__ != manifest.base.architecture:
+        raise BaseModelError(
+            f"{checkpoint.name}: the run tunes a {manifest.base.architecture}, this is a {type(skeleton).__name__}"
+        )
+    skip = _unquantised(skeleton, (tensor.name for tensor in manifest.dense))
+    try:
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
+            architecture: Any = type(skeleton)
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = architecture.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=own.get(quantization, compute_dtype),
+                device_map={"": str(device)},
+                quantization_config=_bitsandbytes(quantization, compute_dtype, skip),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_unused_pooler(type(skeleton), task),
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise BaseModelError(f"{checkpoint.name} cannot be loaded as {quantization}: {error}") from error
+    model, report = loaded
+    _check_complete(checkpoint, manifest, report)
+    keep_trainable_after_evaluation(model)
+    model.requires_grad_(False)
+    return model
+
+
+def keep_trainable_after_evaluation(model: nn.Module) -> None:
+    """Stops bitsandbytes from repacking NF4 weights at the first forward pass without gradients (module header)."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _auto_class(task: Task) -> Any:
+    if task.kind is TaskKind.CAUSAL_LM:
+        return transformers.AutoModelForCausalLM
+    if task.kind in (TaskKind.CLASSIFICATION, TaskKind.REGRESSION) and task.pooling is Pooling.MODEL:
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModel
+
+
+def _unused_pooler(architecture: type[PreTrainedModel], task: Task) -> dict[str, Any]:
+    """Leaves out a pooling layer that the task does not use: it would be loaded, run and never trained."""
+    unused = task.kind is not TaskKind.CAUSAL_LM and task.pooling is not Pooling.MODEL
+    known = "add_pooling_layer" in inspect.signature(architecture).parameters
+    return {"add_pooling_layer": False} if unused and known else {}
+
+
+def _unquantised(model: PreTrainedModel, dense: Iterable[str]) -> list[str]:
+    """Modules to leave alone when quantising: owners of dense trainables, everything outside the body, the LM head."""
+    owners = {name.rpartition(".")[0] for name in dense}
+    body = model.base_model
+    inside = {id(module) for module in body.modules()}
+    outside = {name for name, module in model.named_modules() if id(module) not in inside and name}
+    return sorted(owners | outside)
+
+
+def _bitsandbytes(quantization: Quantization, compute_dtype: torch.dtype, skip: list[str]) -> Any:
+    build: Any = transformers.BitsAndBytesConfig
+    if quantization is Quantization.NF4:
+        return build(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=skip,
+        )
+    if quantization is Quantization.INT8:
+        return build(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return None
+
+
+def _check_complete(checkpoint: Checkpoint, manifest: Manifest, report: dict[str, Any]) -> None:
+    fresh = {tensor.name for tensor in manifest.dense if tensor.initializer is not None}
+    absent = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+    unknown = sorted(absent - fresh)
+    if unknown:
+        raise BaseModelError(
+            f"{checkpoint.name} lacks {unknown[0]!r}, for which the manifest has no initializer: every device would "
+            "draw another value; write the manifest again from this checkpoint"
+        )

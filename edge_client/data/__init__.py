@@ -1,0 +1,1 @@
+"""Local data: sources, what a task makes of a row, batches."""

@@ -1,0 +1,169 @@
+"""LoRA through PEFT, at this device's own rank, α and scaling, from a scale-free hand-out and back.
+
+The first ``rank`` slots of a hand-out become the trainable adapter ``default`` (``A`` as it is, ``B = B̂/s``), the
+slots behind them the frozen adapter ``residual`` of scaling 1: no gradient, no optimizer state. Both are active, so a
+layer computes ``W·x + s·B·A·x + R·x`` and the gradient is taken at the point that the aggregator holds.
+
+Reference: Hu et al., "LoRA", 2021, arXiv:2106.09685, section 4.1; Kalajdzievski, "A Rank Stabilization Scaling Factor
+for Fine-Tuning with LoRA", 2023, arXiv:2312.03732 (``s = α/√r``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from edge_client.errors import AggregatorError, BaseModelError
+from edge_client.methods.dense import DenseOffsets
+from edge_client.quiet import quiet_loading
+from edge_client.task_model import TaskModel
+from protocol.manifest import Manifest
+from protocol.payload import AdapterTensors, Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Lora", "LoraSettings"]
+
+_TRAINED, _RESIDUAL = "default", "residual"
+_DEFAULT_SCALING = 2.0
+"""PEFT's and QLoRA's habit α = 2r."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """This device's own LoRA settings; the rank comes with each assignment."""
+
+    lora_alpha: float | None = None
+    """PEFT's ``lora_alpha``; None: the value that makes the scaling 2."""
+    use_rslora: bool = False
+    """Scaling ``α/√r`` instead of ``α/r``."""
+
+    def alpha(self, rank: int) -> float:
+        """``lora_alpha`` at a rank."""
+        return _DEFAULT_SCALING * self._divisor(rank) if self.lora_alpha is None else self.lora_alpha
+
+    def scaling(self, rank: int) -> float:
+        """``s`` at a rank.
+
+        Example:
+            >>> LoraSettings().scaling(8), LoraSettings(lora_alpha=16, use_rslora=True).scaling(4)
+            (2.0, 8.0)
+        """
+        return self.alpha(rank) / self._divisor(rank)
+
+    def _divisor(self, rank: int) -> float:
+        return math.sqrt(rank) if self.use_rslora else float(rank)
+
+
+class Lora:
+    """Implements :class:`edge_client.methods.interface.Method`.
+
+    Args:
+        model: Base model with pooling and head, frozen.
+        manifest: Names the modules to wrap, exactly, and the dense tensors.
+        settings: This device's scaling.
+    """
+
+    def __init__(self, model: TaskModel, manifest: Manifest, settings: LoraSettings) -> None:
+        self._layout = Layout.of(manifest)
+        self._settings = settings
+        self._dense = DenseOffsets(model, manifest.dense)
+        self._model: Any = model.backbone
+        self._ranks: tuple[int, int] | None = None
+        self._loaded: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The ``PeftModel``, or the plain base where nothing of low rank was loaded yet."""
+        model: nn.Module = self._model
+        return model
+
+    def load(self, handout: AdapterTensors, rank: int, active: Layout) -> list[nn.Parameter]:
+        """See :meth:`edge_client.methods.interface.Method.load`."""
+        parameters = self._dense.load(handout.dense, (tensor.name for tensor in active.dense))
+        if not self._layout.low_rank:
+            return parameters
+        if not 1 <= rank <= handout.rank:
+            raise AggregatorError(f"the hand-out has {handout.rank} slots, the assignment trains {rank}")
+        self._shape(rank, handout.rank - rank)
+        scaling, trained = self._settings.scaling(rank), {module.name for module in active.low_rank}
+        for module in self._layout.low_rank:
+            b, a = self._layout.factors(handout.slots, module.name)
+            layer = self._layer(module.name)
+            self._loaded[module.name] = b[:, :rank] / np.float32(scaling), np.array(a[:rank])
+            factors = _set(layer, _TRAINED, *self._loaded[module.name], trained=module.name in trained)
+            parameters += factors if module.name in trained else []
+            if handout.rank > rank:
+                _set(layer, _RESIDUAL, b[:, rank:], a[rank:], trained=False)
+        return parameters
+
+    def change(self, active: Layout) -> AdapterTensors:
+        """``(s·dB, dA)`` and dense differences; see :meth:`edge_client.methods.interface.Method.change`."""
+        rank = self._ranks[0] if self._ranks is not None else 0
+        found = active.zeros(rank)
+        for module in active.low_rank:
+            layer, (b, a) = self._layer(module.name), self._loaded[module.name]
+            db, da = active.factors(found.slots, module.name)
+            db[:] = (_weight(layer.lora_B) - b) * np.float32(self._settings.scaling(rank))
+            da[:] = _weight(layer.lora_A) - a
+        return AdapterTensors(self._dense.change(tensor.name for tensor in active.dense), found.slots)
+
+    def _shape(self, rank: int, residual: int) -> None:
+        """Gives the model adapters of these ranks, anew only if they differ from those it has."""
+        if self._ranks == (rank, residual):
+            return
+        base = self._model.unload() if isinstance(self._model, PeftModel) else self._model
+        names = "|".join(re.escape(module.name) for module in self._layout.low_rank)
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
+            trained = LoraConfig(
+                r=rank,
+                lora_alpha=self._settings.alpha(rank),  # type: ignore[arg-type]  # PEFT takes any number
+                use_rslora=self._settings.use_rslora,
+                target_modules=f"(?:{names})",
+            )
+            self._model = get_peft_model(base, trained, adapter_name=_TRAINED)
+            if residual:
+                frozen = LoraConfig(r=residual, lora_alpha=residual, target_modules=f"(?:{names})")
+                self._model.add_adapter(_RESIDUAL, frozen)
+                self._model.base_model.set_adapter([_TRAINED, _RESIDUAL])
+        for module in self._layout.low_rank:
+            self._layer(module.name)
+        self._ranks = (rank, residual)
+
+    def _layer(self, name: str) -> Any:
+        try:
+            layer = self._model.base_model.model.get_submodule(name)
+        except AttributeError:
+            layer = None
+        if not isinstance(layer, LoraLayer):
+            raise BaseModelError(f"the manifest tunes {name!r}, which PEFT found no linear layer for in this model")
+        return layer
+
+
+def _set(layer: Any, adapter: str, b: Any, a: Any, *, trained: bool) -> list[nn.Parameter]:
+    """Sets one adapter's factors on one layer and says whether they are trained."""
+    factors = []
+    for weight, values in ((layer.lora_B[adapter].weight, b), (layer.lora_A[adapter].weight, a)):
+        if tuple(weight.shape) != values.shape:
+            raise BaseModelError(
+                f"a factor has shape {values.shape} in the manifest, {tuple(weight.shape)} in the model"
+            )
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        weight.grad = None
+        weight.requires_grad_(trained)
+        factors.append(weight)
+    return factors
+
+
+def _weight(factors: Any) -> NDArray[np.float32]:
+    return np.asarray(factors[_TRAINED].weight.detach().float().cpu().numpy())

@@ -1,0 +1,46 @@
+"""Keeps other libraries' load reports, bars and hints off the user's terminal, for the length of one block."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["quiet_forward", "quiet_loading"]
+
+_FORWARD_LOGGER = "bitsandbytes.autograd._functions"
+"""Says at every int8 forward that inputs are cast to float16, which is how LLM.int8() works."""
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences transformers' load report and progress bar, and what PEFT 0.21 sets off while it wraps a model."""
+    from transformers.utils import logging as untyped
+
+    transformers_logging: Any = untyped
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_forward() -> Iterator[None]:
+    """Silences bitsandbytes' hint at every int8 forward pass."""
+    logger = logging.getLogger(_FORWARD_LOGGER)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Local training: objectives, schedule, loop, metrics."""
