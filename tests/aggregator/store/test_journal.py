@@ -133,7 +133,7 @@ def test_a_file_that_is_no_database_is_corruption(tmp_path: Path) -> None:
 
 def test_a_damaged_page_is_corruption(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
-        for number in range(200):
+        for number in range(60):
             journal.add_token(f"{number:064x}", 1.0, 0.0)
     data = bytearray((tmp_path / "j.db").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = b"\xff" * 3000

@@ -44,7 +44,7 @@ def test_putting_twice_keeps_one_file(store: ObjectStore, tmp_path: Path) -> Non
     assert len([p for p in (tmp_path / "store").rglob("*") if p.is_file()]) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.binary(min_size=1, max_size=400), st.lists(st.integers(1, 60), min_size=1, max_size=8))
 def test_an_upload_in_pieces_over_several_openings_seals_to_the_same_object(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, lengths: list[int]
