@@ -1,7 +1,7 @@
 """The merge alone: pure functions, NumPy in, NumPy out, no file, socket or clock."""
 
 from aggregator.merge.algebra import Compressed, Factors, LowRank, compress, decompose, stack
-from aggregator.merge.delta import ClientUpdate, DeltaAccumulator
+from aggregator.merge.delta import ClientUpdate, DeltaAccumulator, check_update
 from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors, make_handout, slot_factors
 from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
@@ -21,6 +21,7 @@ __all__ = [
     "MergeReport",
     "ModuleReport",
     "ModuleState",
+    "check_update",
     "compress",
     "decompose",
     "handout_errors",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from aggregator.merge import Factors, GlobalState, Increment, MergeError, handout_errors, make_handout
 from aggregator.merge.handout import ROW_NORM
 from protocol.codecs import Codec
+from protocol.initializers import fresh_rows
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 from protocol.payload import Layout
 
@@ -70,6 +71,12 @@ def test_every_slot_is_alive_and_spare_slots_change_nothing(seed: int, width: in
         assert (np.linalg.norm(A[known:], axis=1) > 0.05).all()
         assert not B[:, known:].any()
         assert B[:, :known].any(axis=0).all()
+
+
+def test_a_spare_slot_has_the_row_that_the_protocol_gives_it() -> None:
+    state = state_of(0, 2)
+    _, A = LAYOUT.factors(make_handout(state, MANIFEST, 5, seed=9).slots, "square")
+    np.testing.assert_array_equal(A[2:], fresh_rows(9, "square", range(2, 5), 6))
 
 
 def test_spare_rows_differ_by_seed_module_and_slot() -> None:
