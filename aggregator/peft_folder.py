@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from aggregator.errors import AggregatorError
 from aggregator.merge import Factors
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-class PeftFolderError(Exception):
+class PeftFolderError(AggregatorError):
     """The folder is not a LoRA adapter that can be used here, or cannot be written; the message says why."""
 
 

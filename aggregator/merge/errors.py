@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from aggregator.errors import AggregatorError
+
 __all__ = ["MergeError"]
 
 
-class MergeError(Exception):
+class MergeError(AggregatorError):
     """The input cannot be merged; the message names the client, module or tensor. No state has changed."""
