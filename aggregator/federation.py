@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 from aggregator.admission import check_device
 from aggregator.config import RunConfig
-from aggregator.intake import Decision, Intake
+from aggregator.intake import KEPT, Decision, Intake
 from aggregator.rounds.handouts import Handouts
-from aggregator.rounds.machine import Answer, Phase, Round, Wait
+from aggregator.rounds.machine import Answer, MemberState, Phase, Round, Wait
 from aggregator.rounds.recovery import recovered_round
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
 from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow, VersionRow
 from aggregator.store.objects import ObjectStore
+from aggregator.store.rows import AssignmentState, UploadState
 from protocol import limits, messages
 from protocol.assignment import Assignment, AssignmentKind
 from protocol.errors import NackCode, RemoteProtocolError
@@ -156,11 +157,17 @@ class Federation:
             RemoteProtocolError: It has no such assignment.
         """
         given = self._given(client, message.token)
-        if given.state == "open":
-            self._journal.settle_assignment(message.token, "declined", message.reason)
+        if given.state is AssignmentState.OPEN:
+            self._journal.settle_assignment(message.token, AssignmentState.DECLINED, message.reason)
             if self._takes(given.round):
                 self.round = self.round.declined_by(client, message.reason, now)
         return messages.Ack(ref=message.token)
+
+    def revoked(self, client: str, now: float) -> None:
+        """The operator revoked a device: the round does not wait for it. What it delivered before stays."""
+        member = self.round.members.get(client)
+        if member is not None and member.state is not MemberState.SUBMITTED:
+            self.round = self.round.declined_by(client, "its key was revoked", now)
 
     # ---- what time and the workers bring
 
@@ -201,7 +208,7 @@ class Federation:
         """``(client key, bytes held, size)`` of this round's open and durable uploads."""
         for row in self._journal.uploads(self.round.number):
             held = self._intake.held(row.id)
-            if row.state in ("durable", "merged"):
+            if row.state in KEPT:
                 yield row.client, row.size, row.size
             elif held is not None:
                 yield row.client, held, row.size
@@ -272,7 +279,7 @@ class Federation:
 
     def _reject(self, token: str, round_number: int, client: str, reason: str, now: float) -> None:
         if self._takes(round_number):
-            self._journal.settle_assignment(token, "rejected", reason)
+            self._journal.settle_assignment(token, AssignmentState.REJECTED, reason)
             self.round = self.round.rejected(client, reason, now)
 
     # ---- rounds
@@ -291,7 +298,7 @@ class Federation:
 
     def _durable(self) -> list[UploadRow]:
         """The cohort, in the order of the merge."""
-        rows = [row for row in self._journal.uploads(self.round.number) if row.state == "durable"]
+        rows = [row for row in self._journal.uploads(self.round.number) if row.state is UploadState.DURABLE]
         return sorted(rows, key=lambda row: row.client)
 
     def _merge(self) -> None:

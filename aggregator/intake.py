@@ -17,6 +17,7 @@ from aggregator.errors import StoreFull
 from aggregator.rounds.work import VerifyJob, verify_upload
 from aggregator.store.journal import AssignmentRow, Journal, UploadRow
 from aggregator.store.objects import ObjectStore
+from aggregator.store.rows import UploadState
 from aggregator.uploads import Uploads
 from protocol import messages
 from protocol.assignment import Assignment
@@ -24,7 +25,11 @@ from protocol.errors import NackCode, RemoteProtocolError
 from protocol.identity import upload_id
 from protocol.manifest import Manifest
 
-__all__ = ["Decision", "Intake"]
+__all__ = ["KEPT", "Decision", "Intake"]
+
+KEPT = frozenset({UploadState.DURABLE, UploadState.MERGED})
+"""The states of an update that was acknowledged."""
+_GONE = frozenset({UploadState.REJECTED, UploadState.EXPIRED})
 
 RETRY_MS = 60_000
 """When a client whose update found no room on the disk may try again."""
@@ -91,9 +96,9 @@ class Intake:
         if message.upload != upload_id(self._config.run, given.round, client, message.token, message.sha256):
             raise RemoteProtocolError("the upload id does not follow from your key, token and digest")
         known = self._journal.upload(message.upload)
-        if known is not None and known.state in ("durable", "merged"):
+        if known is not None and known.state in KEPT:
             return messages.Ack(ref=known.id)
-        if known is not None and known.state == "rejected":
+        if known is not None and known.state is UploadState.REJECTED:
             return messages.Nack(code=NackCode(known.code), reason=known.reason, ref=known.id)
         if message.upload in self._checking:
             self._checking[message.upload] = replace(self._checking[message.upload], q=message.q)
@@ -152,9 +157,9 @@ class Intake:
         """Journals a new upload. A client's first durable update of a round counts; an unfinished one gives way."""
         check_offer(self._config, self._manifest, Assignment.from_json(given.document), message)
         for other in self._journal.uploads(given.round):
-            if other.client != client or other.state == "rejected":
+            if other.client != client or other.state in _GONE:
                 continue
-            if other.state != "receiving" or other.id in self._checking:
+            if other.state is not UploadState.RECEIVING or other.id in self._checking:
                 raise RemoteProtocolError(f"another update of yours is in for round {given.round}", NackCode.CONFLICT)
             self._uploads.release(other.id, now)
             self._objects.discard(other.id)

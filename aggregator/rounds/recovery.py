@@ -6,10 +6,15 @@ from types import MappingProxyType
 
 from aggregator.rounds.machine import Member, MemberState, Phase, Round
 from aggregator.store.journal import AssignmentRow, Journal
+from aggregator.store.rows import AssignmentState, RoundPhase, UploadState
 
 __all__ = ["recovered_round"]
 
-_STATES = {"declined": MemberState.DECLINED, "rejected": MemberState.REJECTED}
+_STATES = {
+    AssignmentState.DECLINED: MemberState.DECLINED,
+    AssignmentState.REJECTED: MemberState.REJECTED,
+    AssignmentState.EXPIRED: MemberState.DECLINED,
+}
 
 
 def recovered_round(journal: Journal, now: float) -> Round:
@@ -25,7 +30,7 @@ def recovered_round(journal: Journal, now: float) -> Round:
         A gathering round, an open one with its cohort, or one to be merged (again: merging is a pure function).
     """
     rows, version = journal.rounds(), journal.versions()[-1].version
-    if not rows or rows[-1].phase == "committed":
+    if not rows or rows[-1].phase is RoundPhase.COMMITTED:
         return Round(number=len(rows) + 1, version=version)
     last = rows[-1]
     found = Round(
@@ -36,9 +41,9 @@ def recovered_round(journal: Journal, now: float) -> Round:
         members=MappingProxyType({row.client: _member(row, now) for row in journal.assignments(last.number)}),
     )
     for row in journal.uploads(last.number):
-        if row.state == "durable":
+        if row.state is UploadState.DURABLE:
             found = found.submitted_by(row.client, now)
-    return found.closed() if last.phase == "closing" else found
+    return found.closed() if last.phase is RoundPhase.CLOSING else found
 
 
 def _member(row: AssignmentRow, now: float) -> Member:

@@ -1,0 +1,7 @@
+"""Whole federations in one process: the product's own client and aggregator over memory and a virtual clock."""
+
+from benchmarks.simulation.clock import VirtualClock
+from benchmarks.simulation.memory import MemoryNetwork, MemoryTransport
+from benchmarks.simulation.run import SimulatedRun
+
+__all__ = ["MemoryNetwork", "MemoryTransport", "SimulatedRun", "VirtualClock"]

@@ -1,0 +1,173 @@
+"""One simulated run: a federation and its devices in one thread, driven to the end in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import ParamSpec, Self, TypeVar
+
+from aggregator.config import RunConfig
+from aggregator.federation import Executors, Federation
+from aggregator.hub import Hub
+from aggregator.rounds.work import FirstVersionJob, store_first_version
+from aggregator.store.journal import Journal, VersionRow
+from aggregator.store.objects import ObjectStore
+from benchmarks.simulation.clock import VirtualClock
+from benchmarks.simulation.memory import MemoryNetwork
+from edge_client.driver import Driver
+from edge_client.engine import Engine
+from edge_client.home import Home
+from edge_client.jobs import Jobs
+from edge_client.trainer import Trainer
+from edge_client.worker import InlineWorker
+from protocol.manifest import Manifest
+
+__all__ = ["SimulatedRun"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class InlineExecutor(Executor):
+    """Does the work where it is submitted."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Runs ``fn`` at once; what it raises is kept in the future."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class SimulatedRun:
+    """A federation over memory: the product's engine, driver, hub, round machine, journal and merge.
+
+    Args:
+        folder: Where journal, objects and the devices' folders go; what an earlier run left there is resumed.
+        config: The operator's settings.
+        manifest: The run's universe.
+        trainers: One trainer a device.
+        seed: Of the devices' jitter.
+
+    Example:
+        >>> import tempfile
+        >>> from edge_client.numpy_trainer import NumpyTrainer
+        >>> from benchmarks.simulation.manifests import toy_manifest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = RunConfig(run="doc", rounds=2, cohort_size=2, default_rank=2)
+        ...     trainers = [NumpyTrainer(seed=1, rank=1), NumpyTrainer(seed=2, rank=4)]
+        ...     with SimulatedRun(Path(folder), config, toy_manifest(rank_max=4), trainers) as run:
+        ...         run.until_finished()
+        ...         run.federation.version.version
+        2
+    """
+
+    def __init__(
+        self, folder: Path, config: RunConfig, manifest: Manifest, trainers: Sequence[Trainer], *, seed: int = 0
+    ) -> None:
+        self._folder, self._config, self._manifest = folder, config, manifest
+        self.clock = VirtualClock()
+        self.start_aggregator()
+        self._devices = [self._device(index, trainer, seed) for index, trainer in enumerate(trainers)]
+        self.drivers = [driver for driver, _ in self._devices]
+
+    def start_aggregator(self) -> None:
+        """Starts the aggregator on what the folder holds; again, after :meth:`stop_aggregator`, as a restart does."""
+        objects = ObjectStore(self._folder / "store")
+        self.journal = Journal(self._folder / "journal.db")
+        if not self.journal.versions():
+            self.journal.add_version(_first_version(objects, self._config, self._manifest))
+        executors = Executors(verify=InlineExecutor(), merge=InlineExecutor())
+        self.federation = Federation(self._config, self._manifest, self.journal, objects, executors, now=self.clock())
+        self.network = MemoryNetwork(Hub(self.federation, lambda key: None, epoch="simulated"), self.clock)
+
+    def stop_aggregator(self) -> None:
+        """Ends the aggregator without any farewell, as a crash does: every connection breaks."""
+        self.network.break_links()
+        self.journal.close()
+
+    def step(self) -> None:
+        """Lets everybody do what there is to do now; if there was nothing, lets time pass to the next event."""
+        before = self.clock()
+        busy = self.network.poll()
+        for driver in self.drivers:
+            if driver.error is None and driver.finished is None:
+                sent = driver.traffic
+                driver.poll()
+                busy |= driver.traffic != sent
+        if not busy:
+            self.clock.advance_to(min(self._events(), default=before) or before)
+
+    def until_finished(self, *, steps_max: int = 1_000_000) -> None:
+        """Runs until every device holds the final adapter.
+
+        Raises:
+            RuntimeError: A device failed, or the run does not end within ``steps_max`` steps.
+        """
+        for _ in range(steps_max):
+            failed = next((driver.error for driver in self.drivers if driver.error is not None), None)
+            if failed is not None:
+                raise RuntimeError(f"a simulated device failed: {failed}") from failed
+            if all(driver.finished is not None for driver in self.drivers):
+                return
+            self.step()
+        raise RuntimeError(f"the run did not end within {steps_max} steps")
+
+    def close(self) -> None:
+        """Ends devices and aggregator; the folder stays."""
+        for driver, home in self._devices:
+            driver.close()
+            home.close()
+        self.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _events(self) -> list[float]:
+        now = self.clock()
+        times = [driver.wake_at for driver in self.drivers if driver.finished is None]
+        wakeup = self.federation.next_wakeup(now)
+        return [time for time in (*times, wakeup) if time is not None and time > now]
+
+    def _device(self, index: int, trainer: Trainer, seed: int) -> tuple[Driver, Home]:
+        home = Home(self._folder / f"device-{index}")
+        key = f"simulated-device-{index:022d}"
+        engine = Engine(run=self._config.run, public_key=key, sdk="simulation", rng=random.Random(f"{seed} {index}"))
+        jobs = Jobs(home, trainer, cancelled=lambda: False, progress=lambda progress: None)
+        driver = Driver(
+            engine=engine,
+            connect=lambda: self.network.connect(key),
+            home=home,
+            jobs=jobs,
+            worker=InlineWorker(),
+            clock=self.clock,
+        )
+        return driver, home
+
+
+def _first_version(objects: ObjectStore, config: RunConfig, manifest: Manifest) -> VersionRow:
+    stored = store_first_version(
+        FirstVersionJob(
+            objects=objects.root,
+            manifest=manifest.to_json(),
+            state=None,
+            codec=config.handout_codec,
+            slots=config.slots(manifest),
+            seed=config.seed,
+        )
+    )
+    return VersionRow(
+        version=0,
+        round=0,
+        state_digest=stored.state,
+        body_digest=stored.body,
+        codec=stored.codec,
+        slots=stored.slots,
+    )
