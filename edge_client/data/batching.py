@@ -70,7 +70,7 @@ def collate(texts: Sequence[Encoded], pad_id: int, device: torch.device) -> dict
     """Pads to the longest text, on the right.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``: int64, one row a text.
+        ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``: int64, a row a text.
     """
     shape = len(texts), max(len(one.ids) for one in texts)
     ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
