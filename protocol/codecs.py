@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,13 +68,13 @@ def encode_rows(rows: NDArray[np.float32], codec: Codec, groups: Sequence[int]) 
     if not np.isfinite(rows).all():
         raise LocalProtocolError("a value to encode is NaN or infinite; training diverged on this device")
     if codec is Codec.FP32:
-        return rows.view(np.uint8).reshape(rows.shape[0], -1)
+        return _bytes(rows)
     if codec is Codec.FP16:
         if rows.size and np.abs(rows).max() > 65504.0:
             raise LocalProtocolError("a value above 65504 does not fit fp16; use the bf16 or fp32 codec")
-        return rows.astype("<f2").view(np.uint8).reshape(rows.shape[0], -1)
+        return _bytes(rows.astype("<f2"))
     if codec is Codec.BF16:
-        return _to_bf16(rows).view(np.uint8).reshape(rows.shape[0], -1)
+        return _bytes(_to_bf16(rows))
     return _to_int8(rows, groups)
 
 
@@ -107,6 +107,11 @@ def decode_rows(data: NDArray[np.uint8], codec: Codec, groups: Sequence[int]) ->
     return rows
 
 
+def _bytes(rows: NDArray[Any]) -> NDArray[np.uint8]:
+    """A matrix's rows as bytes; there may be no rows at all."""
+    return rows.view(np.uint8).reshape(rows.shape[0], rows.shape[1] * rows.itemsize)
+
+
 def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round to nearest even; saturates at the largest bf16 where rounding would overflow to infinity."""
     bits = rows.view("<u4").astype(np.uint32)
@@ -129,7 +134,7 @@ def _to_int8(rows: NDArray[np.float32], groups: Sequence[int]) -> NDArray[np.uin
         safe = np.where(scale > 0, scale, 1.0)[:, None]
         values[:, start : start + width] = np.clip(np.rint(part / safe), -127, 127)
         start += width
-    out[:, : 4 * len(groups)] = scales.view(np.uint8).reshape(rows.shape[0], -1)
+    out[:, : 4 * len(groups)] = _bytes(scales)
     out[:, 4 * len(groups) :] = values.view(np.uint8)
     return out
 

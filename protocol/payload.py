@@ -187,8 +187,8 @@ class Layout:
                 message names the first tensor that differs); ``NON_FINITE``, if a value is.
         """
         header = self.header(rank, codec)
-        got = bytes(memoryview(data)[: len(header)])
-        if got != header:
+        if memoryview(data)[: len(header)] != header:
+            got = bytes(memoryview(data)[: 2 * len(header) + 1024])
             raise RemoteProtocolError(self._difference(got, header), NackCode.SHAPE)
         body = memoryview(data)[len(header) :]
         if len(body) != self.body_bytes(rank, codec):
@@ -205,7 +205,7 @@ class Layout:
         for tensor in self.dense:
             size = self._dense_bytes(tensor, codec)
             count, width = _rows(tensor)
-            part = np.ascontiguousarray(raw[start : start + size]).reshape(count, -1)
+            part = np.ascontiguousarray(raw[start : start + size]).reshape(count, size // count)
             dense[tensor.name] = decode_rows(part, codec, [width]).reshape(tensor.shape)
             start += size
         if not self.low_rank:
