@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -56,6 +56,7 @@ def assert_merged(merged: PeftAdapter, expected: dict[str, NDArray[np.float64]],
         )
 
 
+@settings(max_examples=40)
 @given(seeds, cohorts)
 def test_the_full_merge_is_the_weighted_sum_of_products(seed: int, drawn: list[tuple[int, list[str], int]]) -> None:
     adapters = [adapter_of(seed + i, rank, modules) for i, (rank, modules, _) in enumerate(drawn)]
@@ -67,6 +68,7 @@ def test_the_full_merge_is_the_weighted_sum_of_products(seed: int, drawn: list[t
     np.testing.assert_allclose(merged.dense["head.weight"], head, rtol=1e-5, atol=1e-6)
 
 
+@settings(max_examples=40)
 @given(seeds, st.integers(1, 12))
 def test_a_merge_of_lower_rank_is_the_best_of_that_rank_and_says_what_it_lost(seed: int, rank: int) -> None:
     adapters = [adapter_of(seed, 2), adapter_of(seed + 1, 3)]
@@ -81,6 +83,7 @@ def test_a_merge_of_lower_rank_is_the_best_of_that_rank_and_says_what_it_lost(se
         assert module.handout_error[rank] == pytest.approx(lost, abs=1e-12)
 
 
+@settings(max_examples=40)
 @given(seeds, ranks)
 def test_gauge_order_copies_and_split_weights_do_not_matter(seed: int, rank: int) -> None:
     one, other = adapter_of(seed, rank), adapter_of(seed + 1, 3)

@@ -111,7 +111,7 @@ def products(state: GlobalState) -> dict[str, NDArray[np.float64]]:
     return {name: module.svd.dense() for name, module in state.low_rank.items()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(seeds, st.integers(0, 7), cohorts, st.sampled_from(list(Codec)), st.sampled_from([1.0, 0.5, 2.0]))
 def test_a_round_is_the_weighted_sum_of_deltas_for_any_ranks_and_missing_modules(
     seed: int, width: int, drawn: list[tuple[int, int, tuple[str, ...] | None]], codec: Codec, eta: float
@@ -128,6 +128,7 @@ def test_a_round_is_the_weighted_sum_of_deltas_for_any_ranks_and_missing_modules
     np.testing.assert_allclose(merged.dense["head"], head, atol=1e-12)
 
 
+@settings(max_examples=40)
 @given(seeds, st.lists(cohorts, min_size=2, max_size=5))
 def test_many_rounds_are_the_sum_of_all_their_deltas(
     seed: int, rounds: list[list[tuple[int, int, tuple[str, ...] | None]]]
@@ -142,6 +143,7 @@ def test_many_rounds_are_the_sum_of_all_their_deltas(
     assert_close(state, expected, 1e-11)
 
 
+@settings(max_examples=40)
 @given(seeds, st.integers(0, 7), st.lists(st.tuples(ranks, st.integers(1, 9)), min_size=1, max_size=4))
 def test_clients_that_do_nothing_change_not_one_bit_over_ten_rounds(
     seed: int, width: int, drawn: list[tuple[int, int]]
@@ -157,6 +159,7 @@ def test_clients_that_do_nothing_change_not_one_bit_over_ten_rounds(
     assert state.to_bytes() == start.to_bytes()
 
 
+@settings(max_examples=40)
 @given(seeds, ranks, st.lists(st.integers(1, 500), min_size=2, max_size=5))
 def test_identical_clients_reproduce_themselves(seed: int, rank: int, weights: list[int]) -> None:
     state = random_state(seed, 5)
@@ -168,6 +171,7 @@ def test_identical_clients_reproduce_themselves(seed: int, rank: int, weights: l
     assert_close(together, products(alone))
 
 
+@settings(max_examples=40)
 @given(seeds, cohorts, st.randoms(use_true_random=False))
 def test_the_order_of_arrival_changes_not_one_bit(
     seed: int, drawn: list[tuple[int, int, tuple[str, ...] | None]], shuffler: random.Random
@@ -181,6 +185,7 @@ def test_the_order_of_arrival_changes_not_one_bit(
     assert report == report_again
 
 
+@settings(max_examples=40)
 @given(seeds, cohorts, st.integers(1, 499))
 def test_a_client_split_in_two_counts_the_same(
     seed: int, drawn: list[tuple[int, int, tuple[str, ...] | None]], part: int
@@ -194,6 +199,7 @@ def test_a_client_split_in_two_counts_the_same(
     assert_close(split, products(merged))
 
 
+@settings(max_examples=40)
 @given(seeds, ranks)
 def test_the_gauge_of_a_clients_factors_does_not_matter(seed: int, rank: int) -> None:
     """``B' → B'G, A' → G⁻¹A'`` is the same model, so the same merge."""
@@ -213,6 +219,7 @@ def test_the_gauge_of_a_clients_factors_does_not_matter(seed: int, rank: int) ->
     assert_close(same, products(merged), 1e-5)
 
 
+@settings(max_examples=40)
 @given(seeds, ranks, st.sampled_from([0.25, 1.0, 2.0, 16.0]))
 def test_alpha_does_not_matter_at_equal_products(seed: int, rank: int, scaling: float) -> None:
     """A device holds ``B = B̂/s`` and sends ``s·dB``: what it learnt in the product is what counts."""
