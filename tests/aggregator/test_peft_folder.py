@@ -3,6 +3,7 @@
 The tests read folders that PEFT itself wrote, around a tiny random model.
 """
 
+import copy
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from aggregator.merge_folders import merge_folders
 from aggregator.peft_folder import (
     PeftAdapter,
     PeftFolderError,
@@ -259,6 +261,27 @@ def test_peft_loads_what_was_written_module_by_module(tmp_path: Path) -> None:
     head = model.base_model.model.head.modules_to_save["default"]
     np.testing.assert_array_equal(head.weight.detach().numpy(), dense["head.weight"])
     assert all(math.isfinite(value) for value in model(TOKENS).flatten().tolist())
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_peft_computes_with_a_merged_folder_what_the_dense_merge_computes(tmp_path: Path, rank: int | None) -> None:
+    shared: dict[str, Any] = {"target_modules": ["table", "fc", "out"], "modules_to_save": ["head"]}
+    settings = [{"r": 2, "lora_alpha": 4}, {"r": 4, "lora_alpha": 16, "use_rslora": True}, {"r": 8, "lora_alpha": 2}]
+    models = [saved(tmp_path / str(i), **shared, **setting) for i, setting in enumerate(settings)]
+    shares = [0.5, 0.25, 0.25]
+    merge_folders([tmp_path / str(i) for i in range(3)], [2.0, 1.0, 1.0], rank, tmp_path / "out")
+
+    dense = Net().double().eval()
+    merged = PeftModel.from_pretrained(copy.deepcopy(dense), tmp_path / "out").eval()
+    heads = [model.base_model.model.head.modules_to_save["default"] for model in models]
+    with torch.no_grad():
+        for name in deltas(models[0]):
+            total = sum(share * deltas(model)[name] for share, model in zip(shares, models, strict=True))
+            U, S, Vt = np.linalg.svd(total, full_matrices=False)
+            dense.get_submodule(name).weight += torch.from_numpy((U[:, :rank] * S[:rank]) @ Vt[:rank])
+        dense.head.weight.copy_(sum(share * head.weight for share, head in zip(shares, heads, strict=True)))
+        dense.head.bias.copy_(sum(share * head.bias for share, head in zip(shares, heads, strict=True)))
+        torch.testing.assert_close(merged(TOKENS).double(), dense(TOKENS), rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_written_reads_back_bit_for_bit(tmp_path: Path) -> None:
