@@ -38,7 +38,7 @@ bench: $(VENV)/.stamp-dev  ## the quick benchmarks of merge and wire
 	$(BIN)/python -m benchmarks wire --preset quick
 
 golden: $(VENV)/.stamp-dev  ## write the golden vectors anew: only with a new protocol version
-	$(BIN)/python tests/golden/write.py
+	$(BIN)/python tests/golden/vectors.py
 
 clean:  ## remove the virtual environment and everything built or cached
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
