@@ -203,7 +203,7 @@ class HFTrainerAdapter:
         return LocalResult(update=None, num_examples=len(data), metrics=_numbers(metrics))
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Passes progress on, and stops between two steps when asked to."""
 
     def __init__(self, round_: int, cancelled: Callable[[], bool], progress: Callable[[Progress], None]) -> None:
@@ -221,7 +221,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def _only_lora(model: PeftModel) -> Any:
-    configs = list(model.peft_config.values())
+    configs: list[Any] = list(model.peft_config.values())
     if len(configs) != 1 or getattr(configs[0], "lora_alpha", None) is None or configs[0].modules_to_save:
         raise ConfigError("the trainer's PeftModel: expected exactly one LoRA adapter without modules_to_save")
     return configs[0]

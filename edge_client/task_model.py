@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self._pooling = task.pooling
+        self.takes_types = "token_type_ids" in inspect.signature(backbone.forward).parameters
         self.head: nn.Linear | None = None
         outputs = head_outputs(task)
         if outputs:

@@ -66,11 +66,17 @@ def in_order(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
-def collate(texts: Sequence[Encoded], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+def collate(texts: Sequence[Encoded], pad_id: int, device: torch.device, *, with_types: bool) -> dict[str, Tensor]:
     """Pads to the longest text, on the right.
 
+    Args:
+        texts: At least one.
+        pad_id: Token to pad with.
+        device: Where the tensors go.
+        with_types: Whether the model takes token type ids.
+
     Returns:
-        ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``: int64, a row a text.
+        ``input_ids``, ``attention_mask`` and, where wanted and made, ``token_type_ids``: int64, a row a text.
     """
     shape = len(texts), max(len(one.ids) for one in texts)
     ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -80,6 +86,6 @@ def collate(texts: Sequence[Encoded], pad_id: int, device: torch.device) -> dict
         if one.types is not None:
             types[row, : len(one.ids)] = one.types
     batch = {"input_ids": ids, "attention_mask": mask}
-    if texts[0].types is not None:
+    if with_types and texts[0].types is not None:
         batch["token_type_ids"] = types
     return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}

@@ -40,7 +40,7 @@ class Context:
 
     def collate(self, texts: Sequence[Encoded]) -> dict[str, Tensor]:
         """Texts, padded."""
-        return collate(texts, self.pad_id, self.device)
+        return collate(texts, self.pad_id, self.device, with_types=self.model.takes_types)
 
 
 class Objective(Protocol):

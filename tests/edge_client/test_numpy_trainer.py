@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from edge_client.errors import AggregatorError, ConfigError
+from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.trainer import Cancelled
+from protocol.assignment import AssignmentKind
+from protocol.initializers import Distribution, Initializer
+from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
+from protocol.payload import AdapterTensors, Layout
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return Manifest(
+        base=BaseModel(name="none", fingerprint="1" * 64, architecture="None", tokenizer_digest="2" * 64),
+        task=Task(kind=TaskKind.EMBEDDING),
+        rank_max=8,
+        low_rank=(
+            LowRankModule(name="q", out_features=12, in_features=8),
+            LowRankModule(name="v", out_features=5, in_features=9),
+        ),
+        dense=(DenseTensor(name="head", shape=(2, 3), initializer=Initializer(distribution=Distribution.ZEROS)),),
+    )
+
+
+def run(trainer, assignment, handout, progress=lambda _: None, cancelled=lambda: False):
+    return trainer.run(assignment, handout, cancelled=cancelled, progress=progress)
+
+
+def ready(manifest, **settings) -> NumpyTrainer:
+    trainer = NumpyTrainer(**{"seed": 1, **settings})
+    trainer.info(manifest)
+    return trainer
+
+
+def test_one_seed_does_exactly_the_same_twice(manifest, assign, handout):
+    first, second = (run(ready(manifest), assign(4), handout(manifest, 4)).update for _ in range(2))
+    assert np.array_equal(first.slots, second.slots)
+    assert np.array_equal(first.dense["head"], second.dense["head"])
+
+
+def test_two_seeds_pull_to_different_targets(manifest, assign, handout):
+    first, second = (run(ready(manifest, seed=s), assign(4), handout(manifest, 4)).update for s in (1, 2))
+    assert not np.allclose(first.slots, second.slots)
+
+
+def test_rate_zero_changes_nothing(manifest, assign, handout):
+    update = run(ready(manifest, rate=0.0), assign(4), handout(manifest, 4, size=0.1)).update
+    assert not update.slots.any()
+    assert not update.dense["head"].any()
+
+
+def test_the_hand_out_is_left_as_it_was(manifest, assign, handout):
+    given, same = handout(manifest, 4, size=0.1), handout(manifest, 4, size=0.1)
+    run(ready(manifest), assign(4), given)
+    assert np.array_equal(given.slots, same.slots)
+    assert np.array_equal(given.dense["head"], same.dense["head"])
+
+
+def test_enough_steps_at_enough_rank_reach_the_target(manifest, assign, handout):
+    trainer, start, layout = ready(manifest), handout(manifest, 4), Layout.of(manifest)
+    result = run(trainer, assign(4, max_steps=60), start)
+    assert result.metrics["loss"] < 1e-8
+    for module in manifest.low_rank:
+        b, a = layout.factors(start.slots + result.update.slots, module.name)
+        left, right = trainer.target(module)
+        np.testing.assert_allclose(b @ a, left @ right, atol=1e-4)
+
+
+def test_the_loss_is_the_dense_one_with_the_residual_counted(manifest, assign, handout):
+    trainer, start, layout = ready(manifest), handout(manifest, 6, size=0.3), Layout.of(manifest)
+    losses = []
+    run(trainer, assign(2, slots=6, max_steps=1), start, progress=lambda p: losses.append(p.loss))
+    expected = 0.0
+    for module in manifest.low_rank:
+        b, a = (factor.astype(np.float64) for factor in layout.factors(start.slots, module.name))
+        left, right = trainer.target(module)
+        expected += 0.5 * np.sum((b @ a - left @ right) ** 2)
+    dense = ready(manifest, rate=1.0)
+    to_target = run(dense, assign(2, slots=6, max_steps=1), start).update.dense["head"]
+    expected += 0.5 * np.sum(to_target.astype(np.float64) ** 2)
+    assert losses == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_only_active_trainables_are_in_the_update(manifest, assign, handout):
+    update = run(ready(manifest), assign(4, active=("q",)), handout(manifest, 4)).update
+    assert update.slots.shape == (4, 20)
+    assert not update.dense
+
+
+def test_evaluation_reports_a_loss_and_no_update(manifest, assign, handout):
+    result = run(ready(manifest), assign(4, kind=AssignmentKind.EVALUATE), handout(manifest, 4))
+    assert result.update is None
+    assert result.metrics["loss"] > 0
+
+
+def test_cancelling_stops_between_two_steps(manifest, assign, handout):
+    seen = []
+    with pytest.raises(Cancelled):
+        run(ready(manifest), assign(4, max_steps=9), handout(manifest, 4), seen.append, lambda: len(seen) == 3)
+    assert [p.step for p in seen] == [1, 2, 3]
+
+
+def test_a_probe_is_refused(manifest, assign, handout):
+    with pytest.raises(AggregatorError, match="probe"):
+        run(ready(manifest), assign(4, kind=AssignmentKind.PROBE), handout(manifest, 4))
+
+
+def test_install_keeps_what_was_installed(manifest, handout):
+    trainer, adapter = ready(manifest), handout(manifest, 4)
+    trainer.install(adapter, 4)
+    assert trainer.installed == (adapter, 4)
+    assert isinstance(trainer.installed[0], AdapterTensors)
+
+
+def test_seed_zero_belongs_to_what_all_share():
+    with pytest.raises(ConfigError, match="seed"):
+        NumpyTrainer(seed=0)
