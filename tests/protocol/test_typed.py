@@ -216,8 +216,10 @@ _MEMORY = """
 import resource, sys
 from protocol.errors import RemoteProtocolError
 from protocol.typed import parse_json
-data = {"empty objects": b'{"x":[' + b"{}," * (1 << 21) + b"{}]}", "empty lists": b'{"x":[' + b"[]," * (1 << 21) + b"[]]}",
-        "keys": b'{"x":[' + b'{"a":1},' * (1 << 20) + b"{}]}", "brackets": b"[" * (8 << 20)}
+data = {"empty objects": b'{"x":[' + b"{}," * (1 << 21) + b"{}]}",
+        "empty lists": b'{"x":[' + b"[]," * (1 << 21) + b"[]]}",
+        "keys": b'{"x":[' + b'{"a":1},' * (1 << 20) + b"{}]}",
+        "brackets": b"[" * (8 << 20)}
 for name, document in data.items():
     try:
         parse_json(document[: 8 << 20], 8 << 20, name)
