@@ -19,10 +19,10 @@ def check_protocol() -> None:
     """
     expected = Path(__file__).resolve().parents[1] / "protocol" / "__init__.py"
     found = find_spec("protocol")
-    where = found and (found.origin or next(iter(found.submodule_search_locations or ()), None))
+    where = found.origin if found else None
     if where is None or Path(where).resolve() != expected:
         raise ImportError(
-            f"expected tributary-fl's package 'protocol' at {expected}, but Python finds {where or 'none'}; "
+            f"expected tributary-fl's package 'protocol' at {expected}, but Python finds {where or found}; "
             "uninstall or rename the other one, or take its folder off PYTHONPATH",
             name="protocol",
         )
