@@ -1,0 +1,98 @@
+"""Who does the slow work: a thread checks and fsyncs uploads, a process of its own merges.
+
+A merge is minutes of linear algebra: in a thread it would hold up the daemon's answers. The process is spawned, not
+forked (a fork would copy libzmq's threads' locks), keeps one BLAS thread, and ends when the daemon does, however that
+ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import ParamSpec, Self, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from aggregator.federation import Executors
+
+__all__ = ["Wakeup", "worker_executors"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Wakeup:
+    """A pipe that a poller watches and any thread or signal handler can write to.
+
+    Attributes:
+        fd: The end to watch; readable after :meth:`set` until :meth:`clear`.
+    """
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set(self) -> None:
+        """Wakes whoever watches."""
+        with suppress(BlockingIOError):  # it is full of wake-ups already
+            os.write(self._write_fd, b"\0")
+
+    def clear(self) -> None:
+        """Takes all wake-ups."""
+        with suppress(BlockingIOError):
+            while os.read(self.fd, 4096):
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+
+class _Waking(Executor):
+    """Wakes the loop when a task is done."""
+
+    def __init__(self, inner: Executor, wake: Callable[[], None]) -> None:
+        self._inner, self._wake = inner, wake
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future = self._inner.submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+
+@contextmanager
+def worker_executors(wake: Callable[[], None]) -> Iterator[Executors]:
+    """The daemon's workers. On leaving, queued tasks are dropped: all of them can be done again from the journal.
+
+    Args:
+        wake: Called from any thread when a task is done.
+    """
+    verify = ThreadPoolExecutor(1, thread_name_prefix="verify")
+    merge = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        yield Executors(verify=_Waking(verify, wake), merge=_Waking(merge, wake))
+    finally:
+        for process in list((merge._processes or {}).values()):
+            process.terminate()  # a merge that nobody waits for would hold up the exit
+        merge.shutdown(wait=True, cancel_futures=True)
+        verify.shutdown(wait=True, cancel_futures=True)
+        wake()
+
+
+def _start_worker() -> None:
+    """Two BLAS threads on a busy machine made a small QR 500 times slower: one per worker."""
+    threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,70 @@
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from aggregator.workers.executors import Wakeup, worker_executors
+
+
+def readable(fd: int, timeout_s: float) -> bool:
+    return bool(select.select([fd], [], [], timeout_s)[0])
+
+
+def test_a_wakeup_is_seen_until_it_is_cleared() -> None:
+    with Wakeup() as wakeup:
+        assert not readable(wakeup.fd, 0)
+        for _ in range(100_000):
+            wakeup.set()  # more than a pipe holds
+        assert readable(wakeup.fd, 0)
+        wakeup.clear()
+        assert not readable(wakeup.fd, 0)
+
+
+@pytest.mark.parametrize(("who", "same_process"), [("verify", True), ("merge", False)])
+def test_work_is_done_beside_the_loop_and_wakes_it(who: str, same_process: bool) -> None:
+    with Wakeup() as wakeup, worker_executors(wakeup.set) as executors:
+        future = getattr(executors, who).submit(os.getpid)
+        assert readable(wakeup.fd, 30)
+        assert (future.result(30) == os.getpid()) is same_process
+
+
+def test_a_merge_uses_one_blas_thread_and_loads_no_tensor_library() -> None:
+    with worker_executors(lambda: None) as executors:
+        assert executors.merge.submit(_blas_threads).result(30) <= 1
+        assert executors.merge.submit(_heavy_modules).result(30) == []
+
+
+def test_what_a_task_raises_reaches_its_future() -> None:
+    with worker_executors(lambda: None) as executors:
+        assert isinstance(executors.merge.submit(os.stat, "/nowhere").exception(30), FileNotFoundError)
+
+
+def test_a_merge_process_ends_when_its_daemon_is_killed() -> None:
+    program = (
+        "import os, signal; from aggregator.workers.executors import worker_executors\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_executors(lambda: None) as executors:\n"
+        "        print(executors.merge.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The pipe's end is seen when the last process that inherited it is gone.
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        assert int(daemon.stdout.readline()) != daemon.pid
+        assert daemon.stdout.read() == b""
+    assert daemon.returncode == -signal.SIGKILL
+
+
+def _blas_threads() -> int:
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    np.linalg.qr(np.eye(4))
+    return max((pool["num_threads"] for pool in threadpool_info()), default=1)
+
+
+def _heavy_modules() -> list[str]:
+    return [name for name in ("torch", "transformers", "peft", "bitsandbytes") if name in sys.modules]
