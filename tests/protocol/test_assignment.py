@@ -77,7 +77,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(assignments(), JSON, st.data())
 def test_any_value_in_any_place_is_refused_or_gives_an_assignment_that_can_be_written(
     assignment: Assignment, value: Any, data: st.DataObject

@@ -111,7 +111,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(manifests(), JSON, st.data())
 def test_any_value_in_any_place_is_refused_or_gives_a_manifest_that_can_be_written(
     manifest: Manifest, value: Any, data: st.DataObject

@@ -215,7 +215,7 @@ class Conversation(RuleBasedStateMachine):
             assert self.client.state is self.aggregator.state
 
 
-Conversation.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
+Conversation.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 class LossyConversation(RuleBasedStateMachine):
@@ -253,6 +253,6 @@ class LossyConversation(RuleBasedStateMachine):
             assert self.sides[OTHER[role]].state is before
 
 
-LossyConversation.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
+LossyConversation.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestConversation = Conversation.TestCase
 TestLossyConversation = LossyConversation.TestCase

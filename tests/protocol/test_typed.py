@@ -59,7 +59,7 @@ VALUES = st.recursive(
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_returns_or_names_the_field_it_refuses(name: str) -> None:
-    @settings(max_examples=150)
+    @settings(max_examples=50)
     @given(VALUES)
     def check(value: object) -> None:
         try:
@@ -144,7 +144,7 @@ def test_a_plain_object_is_read_whatever_its_texts_hold(table: dict[str, object]
         fields.optional_null(key)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 @example(b"\xff\xfe{\x00}\x00")
 @example('{"x": 1}'.encode("utf-16"))
