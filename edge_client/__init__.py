@@ -1,3 +1,38 @@
 """The client SDK: embeds federated fine-tuning in an app on the device that holds the data."""
 
-from edge_client import _siblings as _siblings  # first: it explains a foreign `protocol`
+import edge_client._siblings  # noqa: F401  (says so at once if a foreign package shadows ours)
+from edge_client.activities import Phase
+from edge_client.client import EdgeClient
+from edge_client.errors import (
+    AggregatorError,
+    BaseModelError,
+    ConfigError,
+    DataError,
+    EdgeClientError,
+    NotEnrolledError,
+    TicketError,
+)
+from edge_client.status import RoundResult, RunSummary, Status
+from edge_client.trainer import Cancelled, LocalResult, Progress, Trainer, TrainerInfo
+from edge_client.trainer_hook import federate
+
+__all__ = [
+    "AggregatorError",
+    "BaseModelError",
+    "Cancelled",
+    "ConfigError",
+    "DataError",
+    "EdgeClient",
+    "EdgeClientError",
+    "LocalResult",
+    "NotEnrolledError",
+    "Phase",
+    "Progress",
+    "RoundResult",
+    "RunSummary",
+    "Status",
+    "TicketError",
+    "Trainer",
+    "TrainerInfo",
+    "federate",
+]

@@ -1,4 +1,4 @@
-"""What the client is doing on its connection right now: at most one of these at a time, dropped when the link breaks."""
+"""What the client is doing on its connection right now: one thing at most, dropped when the link breaks."""
 
 from __future__ import annotations
 

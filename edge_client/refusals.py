@@ -1,4 +1,4 @@
-"""What a ``NACK`` of the aggregator means to the app: the error to raise, and what may leave the device when it fails."""
+"""What a NACK of the aggregator means to the app, and what may leave the device when the device itself fails."""
 
 from __future__ import annotations
 
