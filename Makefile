@@ -44,11 +44,12 @@ clean:  ## remove the virtual environment and everything built or cached
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp per extra, so that the second run of a target installs nothing. `client` is named beside an extra that holds
-# it, so that pip meets the pin of torch first, and does not fetch another torch that something else would allow.
+# A stamp per extra, so that the second run of a target installs nothing. The pin of torch is handed to pip as a
+# constraint as well: it stands behind nested extras, and pip would fetch the newest torch before it came to them.
 $(VENV)/.stamp-%: pyproject.toml | $(BIN)/python
 	@$(if $(TORCH_INDEX_URL),,command -v nvidia-smi >/dev/null || echo "No NVIDIA GPU found: PyPI's torch would bring 2-3 GB of CUDA packages; with TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu it is about 200 MB.")
-	$(PIP) -e '.[client,$*]'
+	@sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml > $(VENV)/constraints.txt
+	$(PIP) --constraint $(VENV)/constraints.txt -e '.[$*]'
 	@touch $@
 
 $(BIN)/python:
