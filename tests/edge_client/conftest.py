@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from edge_client.driver import Driver
 from edge_client.engine import Engine
@@ -32,6 +36,8 @@ from protocol.messages import (
     Credit,
     Data,
     Decline,
+    Enrol,
+    Enrolled,
     Finished,
     Get,
     Hello,
@@ -43,12 +49,12 @@ from protocol.messages import (
     Ready,
     Report,
     Role,
-    Wait,
     Welcome,
 )
 from protocol.messages import Task as TaskMessage
 from protocol.payload import Layout
 from protocol.session import Session
+from protocol.ticket import Ticket
 from protocol.transfer import Receiver
 
 RUN = "run-1"
@@ -89,6 +95,7 @@ class FakeAggregator:
     heard: list[Message] = field(default_factory=list)
     passed: int = 0
     refuse_key: int = 0
+    public_key: str = PUBLIC_KEY
 
     def __post_init__(self) -> None:
         layout = Layout.of(self.manifest)
@@ -155,7 +162,7 @@ class FakeAggregator:
 
     def _offered(self, offer: Offer) -> Message:
         number = int(offer.token, 16)
-        assert offer.upload == upload_id(RUN, number, PUBLIC_KEY, offer.token, offer.sha256)
+        assert offer.upload == upload_id(RUN, number, self.public_key, offer.token, offer.sha256)
         if (number, offer.sha256) in self.durable:
             return Ack(q=offer.q, ref=offer.upload)
         if number != self.round:
@@ -176,7 +183,7 @@ class FakeAggregator:
         return Ack(q=chunk.q, ref=chunk.upload)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for the end of the device's process: nothing after it is executed."""
 
 
@@ -291,6 +298,103 @@ class CountingTrainer:
     def run(self, assignment, handout, **calls):  # type: ignore[no-untyped-def]
         self.rounds.append(assignment.round)
         return self._inner.run(assignment, handout, **calls)
+
+
+class Loopback:
+    """A :class:`FakeAggregator` behind real ROUTER sockets with CURVE, in a thread of its own."""
+
+    def __init__(self, aggregator: FakeAggregator) -> None:
+        self.aggregator = aggregator
+        self.enrolled: set[str] = set()
+        self.tokens: dict[str, str] = {}
+        self.slow_to_notice = 0
+        self.public, self._secret = (part.decode() for part in zmq.curve_keypair())
+        self._context = zmq.Context()
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        for domain in ("data", "enrolment"):
+            self._authenticator.configure_curve_callback(domain=domain, credentials_provider=self)
+        self._data, self.endpoint = self._bind("data")
+        self._enrolment, self.enrolment_endpoint = self._bind("enrolment")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        if domain == "enrolment":
+            return True
+        if self.slow_to_notice > 0:
+            self.slow_to_notice -= 1
+            return False
+        return key.decode() in self.enrolled
+
+    def ticket(self, token: str | None = "1" * 32) -> Ticket:
+        if token is not None:
+            self.tokens.setdefault(token, "")
+        return Ticket(
+            run=RUN,
+            endpoint=self.endpoint,
+            enrolment_endpoint=self.enrolment_endpoint,
+            server_key=self.public,
+            token=token,
+        )
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._data.close()
+        self._enrolment.close()
+        self._authenticator.stop()
+        self._context.term()
+
+    def _bind(self, domain: str) -> tuple[zmq.Socket[bytes], str]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.curve_server, socket.curve_secretkey, socket.linger = True, self._secret.encode(), 0
+        socket.zap_domain = domain.encode()
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        return socket, f"tcp://127.0.0.1:{port}"
+
+    def _serve(self) -> None:
+        sessions: dict[bytes, Session] = {}
+        poller = zmq.Poller()
+        poller.register(self._data, zmq.POLLIN)
+        poller.register(self._enrolment, zmq.POLLIN)
+        while not self._stop.is_set():
+            for socket, _ in poller.poll(20):
+                peer, *frames = socket.recv_multipart(copy=False)
+                key = frames[0].get("User-Id")
+                if socket is self._enrolment:
+                    session = Session(Role.AGGREGATOR)
+                    answers = [self._enrol(key, session.receive([frame.bytes for frame in frames]))]
+                else:
+                    self.aggregator.public_key = key
+                    session = sessions.setdefault(peer.bytes, Session(Role.AGGREGATOR))
+                    answers = self.aggregator.answer(session.receive([frame.bytes for frame in frames]))
+                for answer in answers:
+                    socket.send_multipart([peer.bytes, *session.send(answer)])
+
+    def _enrol(self, key: str, enrol: Message) -> Message:
+        assert isinstance(enrol, Enrol)
+        if self.tokens.get(enrol.token) not in ("", key):
+            return Nack(q=enrol.q, code=NackCode.TICKET, reason="used or unknown")
+        self.tokens[enrol.token] = key
+        self.enrolled.add(key)
+        return Enrolled(q=enrol.q, run=RUN)
+
+
+@pytest.fixture
+def loopback() -> Iterator[Callable[..., Loopback]]:
+    """``loopback()`` serves a fake aggregator on random ports of this machine."""
+    made: list[Loopback] = []
+
+    def make(**fields: Any) -> Loopback:
+        made.append(Loopback(FakeAggregator(**fields)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture(scope="session")

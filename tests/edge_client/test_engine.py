@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_wait_is_obeyed_within_its_window(fake_aggregator, device):
 
     one = device(fake_aggregator(intercept=later))
     one.run()
-    gaps = [after - before for before, after in zip(asked, asked[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(asked)]
     assert all(10.0 <= gap <= 15.0 for gap in gaps[:5])
     assert len(set(gaps[:5])) == 5
 

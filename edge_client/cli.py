@@ -1,0 +1,362 @@
+"""The command ``tributary-client``: describe a run, make a key, join, leave.
+
+fire calls a command first and complains about unknown flags afterwards, and takes any value for any argument. So a
+command here only checks its arguments and returns a plan; :func:`main` carries it out once fire is content.
+
+Exit codes: 0 done; 1 any other error; 2 usage or configuration; 3 refused by the aggregator; 4 bad data; 5 wrong base
+model; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from edge_client.client import EdgeClient
+from edge_client.config import read_ticket
+from edge_client.errors import (
+    AggregatorError,
+    BaseModelError,
+    ConfigError,
+    DataError,
+    EdgeClientError,
+    NotEnrolledError,
+    TicketError,
+)
+from edge_client.files import write_durably
+from edge_client.home import Home, default_folder
+from edge_client.keys import create_key
+from edge_client.status import RoundResult
+from protocol.errors import LocalProtocolError
+from protocol.identity import client_id
+from protocol.manifest import Pooling, Task, TaskKind
+
+__all__ = ["main"]
+
+_EXIT_CODES: Mapping[type[EdgeClientError], int] = {
+    ConfigError: 2,
+    TicketError: 3,
+    NotEnrolledError: 3,
+    AggregatorError: 3,
+    DataError: 4,
+    BaseModelError: 5,
+}
+_USAGE = "usage: tributary-client manifest|keygen|join|leave …; `tributary-client COMMAND --help` tells more"
+
+
+class Plan:
+    """What a command would do; has no public member that fire could offer or call.
+
+    Args:
+        action: Does it and returns what to print.
+        as_json: Whether to print it as JSON.
+    """
+
+    __slots__ = ("__action", "__as_json")
+
+    def __init__(self, action: Callable[[], dict[str, Any]], as_json: bool) -> None:
+        self.__action, self.__as_json = action, as_json
+
+    @staticmethod
+    def _execute(plan: Plan) -> int:
+        try:
+            result = plan.__action()
+        except EdgeClientError as error:
+            return _complain(error, as_json=plan.__as_json)
+        if plan.__as_json:
+            print(json.dumps(result))
+        else:
+            print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items()))
+        return 0
+
+
+class Commands:
+    """Federated fine-tuning on this device. The data stays here; a LoRA update travels."""
+
+    def manifest(
+        self,
+        model: str,
+        task: str,
+        out: str,
+        *,
+        labels: str = "",
+        max_length: int = 128,
+        pooling: str = "model",
+        template: str | None = None,
+        rank_max: int = 16,
+        target_modules: str = "",
+        json: bool = False,
+    ) -> Plan:
+        """Describe a run: read a base model, write the manifest that `tributary-aggregator init` needs.
+
+        Args:
+            model: Hub id or folder of the base model.
+            task: classification, regression, embedding or causal-lm.
+            out: File to write.
+            labels: Label names in the order of their index, separated by commas (classification).
+            max_length: Tokens after which a text is cut.
+            pooling: How token states become one vector: model, mean or cls.
+            template: Text with {column} places that makes the prompt (causal-lm).
+            rank_max: Highest LoRA rank a device may train.
+            target_modules: Suffixes of the layers to tune, separated by commas; all linear ones if empty.
+            json: Print the result as JSON.
+        """
+        faults = _Faults()
+        kind = faults.member("task", task, list(TaskKind))
+        pooled = faults.member("pooling", pooling, list(Pooling))
+        length = faults.whole("max_length", max_length)
+        highest = faults.whole("rank_max", rank_max)
+        targets = faults.names("target_modules", target_modules)
+        named = faults.names("labels", labels)
+        source, target = faults.text("model", model), Path(faults.text("out", out))
+        as_json = faults.flag("json", json)
+        faults.check()
+        described = Task(
+            kind=TaskKind(kind),
+            max_length=length,
+            labels=tuple(named),
+            pooling=Pooling(pooled),
+            template=None if template is None else str(template),
+        )
+        return Plan(lambda: _write_manifest(source, described, target, highest, targets), as_json)
+
+    def keygen(self, out: str, *, json: bool = False) -> Plan:
+        """Make a key, for runs where the operator enrols devices by hand; prints the public half to hand over.
+
+        Args:
+            out: File to write, readable by you alone; give it to `join` with --key.
+            json: Print the result as JSON.
+        """
+        faults = _Faults()
+        path, as_json = Path(faults.text("out", out)), faults.flag("json", json)
+        faults.check()
+        return Plan(lambda: _make_key(path), as_json)
+
+    def join(
+        self,
+        ticket: str,
+        model: str,
+        data: str,
+        *,
+        eval_data: str | None = None,
+        rank: int | None = None,
+        lora_alpha: float | None = None,
+        use_rslora: bool = False,
+        quantization: str = "nf4",
+        residual: bool = False,
+        micro_batch_size: int | None = None,
+        device: str | None = None,
+        state_dir: str | None = None,
+        key: str | None = None,
+        name: str | None = None,
+        progress: bool = False,
+        json: bool = False,
+    ) -> Plan:
+        """Take part in a run until it is over.
+
+        Args:
+            ticket: The operator's ticket file.
+            model: Hub id or folder of the base model.
+            data: Training data: a JSONL or CSV file, or a folder or hub data set.
+            eval_data: Evaluation data.
+            rank: LoRA rank of this device; the run's default if not given.
+            lora_alpha: PEFT's lora_alpha.
+            use_rslora: Scale by alpha/sqrt(rank).
+            quantization: nf4, int8, bf16 or fp32.
+            residual: Take the part of the global adapter above the rank as a frozen adapter.
+            micro_batch_size: Examples in one forward pass.
+            device: torch device.
+            state_dir: Folder for key, outbox and downloads.
+            key: Key file of `keygen`.
+            name: What the operator's status calls this device.
+            progress: Show a progress bar.
+            json: Print one JSON line per round, and the summary as JSON.
+        """
+        faults = _Faults()
+        as_json, bar = faults.flag("json", json), faults.flag("progress", progress)
+        optional = {"eval_data": eval_data, "device": device, "state_dir": state_dir, "key": key, "name": name}
+        texts = {
+            argument: None if value is None else faults.text(argument, value) for argument, value in optional.items()
+        }
+        ticket_file, source = faults.text("ticket", ticket), faults.text("model", model)
+        rows = faults.text("data", data)
+        faults.check()
+        client = EdgeClient(
+            ticket_file,
+            source,
+            rows,
+            eval_data=texts["eval_data"],
+            rank=rank,
+            lora_alpha=lora_alpha,
+            use_rslora=use_rslora,
+            quantization=quantization,
+            residual=residual,
+            micro_batch_size=micro_batch_size,
+            device=texts["device"],
+            state_dir=texts["state_dir"],
+            key=texts["key"],
+            name=texts["name"],
+            on_round=_print_round_json if as_json else _print_round,
+            progress_bar=bar,
+        )
+        return Plan(lambda: asdict(client.run()), as_json)
+
+    def leave(
+        self,
+        ticket: str | None = None,
+        *,
+        state_dir: str | None = None,
+        key: str | None = None,
+        force: bool = False,
+        json: bool = False,
+    ) -> Plan:
+        """Delete this device's state of a run, its key included; the operator can then revoke the device.
+
+        Args:
+            ticket: The ticket file joined with.
+            state_dir: The folder, if `join` was given one.
+            key: Key file, if `join` was given one; it is not deleted.
+            force: Delete updates that are not delivered yet, too.
+            json: Print the result as JSON.
+        """
+        faults = _Faults()
+        forced, as_json = faults.flag("force", force), faults.flag("json", json)
+        if (ticket is None) == (state_dir is None):
+            faults.add("leave: name either the ticket or --state-dir")
+        faults.check()
+        if state_dir is not None:
+            folder = Path(str(state_dir))
+        else:
+            folder = default_folder(read_ticket(str(ticket)), None if key is None else Path(str(key)))
+        if not (folder / "run.json").is_file():
+            raise ConfigError(f"{folder} holds no state of a run: nothing to leave")
+        return Plan(lambda: _leave(folder, forced), as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns the exit code.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        plan = fire.Fire(Commands, command=arguments, name="tributary-client", serialize=lambda result: None)
+        if not isinstance(plan, Plan):
+            print(_USAGE, file=sys.stderr)
+            return 2
+        return Plan._execute(plan)
+    except EdgeClientError as error:
+        return _complain(error, as_json=as_json)
+    except KeyboardInterrupt:
+        print("interrupted; what is trained waits in the outbox for the next `join`", file=sys.stderr)
+        return 130
+
+
+class _Faults:
+    """Checks values whose types fire guessed, and reports all that is wrong at once."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def add(self, fault: str) -> None:
+        self._found.append(fault)
+
+    def check(self) -> None:
+        if self._found:
+            raise ConfigError("; ".join(self._found))
+
+    def text(self, name: str, value: object) -> str:
+        """Text; fire makes numbers of texts that look like one."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+            self.add(f"{name}: expected a text, got {value!r}")
+        return str(value)
+
+    def whole(self, name: str, value: object) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        self.add(f"{name}: expected a whole number above 0, got {value!r}")
+        return 1
+
+    def flag(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            self.add(f"{name}: a switch that takes no value, got {value!r}")
+        return bool(value)
+
+    def member(self, name: str, value: object, members: Sequence[str]) -> str:
+        if value in members:
+            return str(value)
+        self.add(f"{name}: expected one of {', '.join(members)}, got {value!r}")
+        return members[0]
+
+    def names(self, name: str, value: object) -> list[str]:
+        """Names separated by commas, of which fire makes a tuple."""
+        parts = [str(part) for part in value] if isinstance(value, tuple | list) else str(value).split(",")
+        found = [part.strip() for part in parts if part.strip()]
+        if len(set(found)) != len(found):
+            self.add(f"{name}: one name stands there twice")
+        return found
+
+
+def _write_manifest(model: str, task: Task, out: Path, rank_max: int, targets: Sequence[str]) -> dict[str, Any]:
+    try:
+        from edge_client.manifest_writer import write_manifest
+    except ImportError as error:
+        raise ConfigError(f"reading a model needs torch ({error}): pip install 'tributary-fl[client]'") from error
+    try:
+        manifest = write_manifest(model, task, rank_max=rank_max, target_modules=targets or None)
+        write_durably(out, json.dumps(json.loads(manifest.to_json()), indent=1, sort_keys=True).encode() + b"\n")
+    except (LocalProtocolError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return {
+        "manifest": str(out),
+        "digest": manifest.digest,
+        "base": manifest.base.name,
+        "modules": len(manifest.low_rank),
+        "dense_tensors": len(manifest.dense),
+    }
+
+
+def _make_key(path: Path) -> dict[str, Any]:
+    try:
+        key = create_key(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from error
+    return {"key_file": str(path), "public_key": key.public, "device": client_id(key.public)}
+
+
+def _leave(folder: Path, force: bool) -> dict[str, Any]:
+    with Home(folder) as home:
+        waiting = len(home.outbox.entries())
+        if waiting and not force:
+            raise ConfigError(f"{waiting} update(s) are not delivered yet: `join` again, or say --force to lose them")
+        device = home.key().client_id
+        home.remove()
+    return {"left": str(folder), "device": device}
+
+
+def _print_round(result: RoundResult) -> None:
+    print(f"round {result.round}: " + ("accepted" if result.accepted else f"refused, {result.reason}"), flush=True)
+
+
+def _print_round_json(result: RoundResult) -> None:
+    print(json.dumps(asdict(result)), flush=True)
+
+
+def _complain(error: EdgeClientError, *, as_json: bool) -> int:
+    code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
+    if as_json:
+        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))
+    print(f"tributary-client: {type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

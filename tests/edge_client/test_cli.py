@@ -1,0 +1,93 @@
+"""The command line in processes of its own: fire swallows mistakes unless it is watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edge_client
+from edge_client.cli import main
+
+
+def run(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_client.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=_environment(), check=False)
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(edge_client.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, "XDG_DATA_HOME": str(Path(root) / "nowhere"), "PAGER": "cat"}
+
+
+def test_keygen_writes_a_key_and_prints_the_public_half(tmp_path):
+    done = run("keygen", "a.key", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = json.loads(done.stdout)
+    kept = json.loads((tmp_path / "a.key").read_text())
+    assert printed["public_key"] == kept["public"]
+    assert kept["secret"] not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("keygen", "a.key", "--jsn"), ("keygen", "a.key", "--force=1"), ("keygen", "a.key", "b.key"), ("keygn", "a.key")],
+)
+def test_a_mistyped_flag_or_command_exits_2_before_anything_is_done(tmp_path, arguments):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert arguments[-1] in done.stderr or arguments[0] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_no_error_and_names_the_arguments(tmp_path):
+    done = run("join", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "lora_alpha" in done.stdout + done.stderr
+
+
+def test_no_command_at_all_is_a_usage_error(capsys):
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["keygen", "--out="], 2, ["out"]),
+        (["manifest", "m", "sorting", "o.json", "--max-length=2.5", "--json=maybe"], 2, ["task", "max_length", "json"]),
+        (["join", "no.ticket", "m", "d.jsonl"], 3, ["no.ticket"]),
+        (["join", "no.ticket", "m", "d.jsonl", "--rank=2.5", "--quantization=nf5"], 2, ["rank", "nf5", "no.ticket"]),
+        (["leave"], 2, ["state-dir"]),
+        (["leave", "--state-dir=nowhere"], 2, ["nothing to leave"]),
+    ],
+)
+def test_each_fault_has_its_exit_code_and_all_of_them_are_named(capsys, monkeypatch, tmp_path, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    message = capsys.readouterr().err
+    assert all(word in message for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_json_where_json_is_asked_for(capsys):
+    assert main(["join", "no.ticket", "m", "d.jsonl", "--json"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["error"], printed["exit_code"]) == ("TicketError", 3)
+
+
+def test_leave_removes_the_state_but_not_updates_that_are_not_delivered(capsys, tmp_path, device, fake_aggregator):
+    one = device(fake_aggregator())
+    one.run(until=lambda: bool(one.trainer.rounds))
+    one.home.key()
+    (one.folder / "run.json").write_text('{"run":"r","server_key":"k","enrolled":true}')
+    one.home.close()
+    one.home = None
+    assert main(["leave", f"--state-dir={one.folder}"]) == 2
+    assert "not delivered" in capsys.readouterr().err
+    assert main(["leave", f"--state-dir={one.folder}", "--force"]) == 0
+    assert not one.folder.exists()
