@@ -82,7 +82,6 @@ def worker_executors(wake: Callable[[], None]) -> Iterator[Executors]:
             process.terminate()  # a merge that nobody waits for would hold up the exit
         merge.shutdown(wait=True, cancel_futures=True)
         verify.shutdown(wait=True, cancel_futures=True)
-        wake()
 
 
 def _start_worker() -> None:

@@ -1,0 +1,43 @@
+"""A version of a run as a plain PEFT folder, whether the daemon runs or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aggregator.control import command
+from aggregator.merge import GlobalState
+from aggregator.peft_folder import write_peft_folder
+from aggregator.peft_state import adapter_from_state
+from aggregator.store.home import Home
+from aggregator.store.objects import ObjectStore
+
+__all__ = ["export_version"]
+
+
+def export_version(home: Home, rank: int, out: Path, *, version: int | None = None, overwrite: bool = False) -> int:
+    """Writes the best adapter of a rank for one version.
+
+    The journal's owner says which object the version is; the object itself never changes, so it is read here.
+
+    Args:
+        home: The run's home.
+        rank: LoRA rank, at least 1.
+        out: Folder to write.
+        version: Which version; None: the latest.
+        overwrite: Replace ``out`` if it is not empty.
+
+    Returns:
+        The version exported.
+
+    Raises:
+        ConfigError: There is no such version.
+        MergeError: The rank is no rank, or the manifest has what a PEFT folder cannot hold.
+        PeftFolderError: The folder cannot be written.
+    """
+    found = command(home, "version", version=version)
+    manifest = home.manifest()
+    state = GlobalState.from_bytes(bytes(ObjectStore(home.objects).view(found["state"])), manifest)
+    adapter = adapter_from_state(state, manifest, rank, seed=home.config().seed)
+    write_peft_folder(out, adapter, overwrite=overwrite)
+    number: int = found["version"]
+    return number

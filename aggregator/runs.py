@@ -1,0 +1,72 @@
+"""Making a run, and knowing what its settings are now."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from aggregator.config import RunConfig
+from aggregator.errors import HomeError
+from aggregator.merge import GlobalState
+from aggregator.rounds.work import FirstVersionJob, store_first_version
+from aggregator.store.home import Home
+from aggregator.store.journal import Journal, VersionRow
+from protocol.manifest import Manifest
+
+__all__ = ["create_run", "current_config"]
+
+
+def create_run(root: Path, config: RunConfig, manifest: Manifest, start: GlobalState | None = None) -> Home:
+    """Makes a home with version 0 in it. It appears whole or not at all.
+
+    Args:
+        root: A folder that is empty or not there.
+        config: The operator's settings.
+        manifest: The run's universe.
+        start: The state to start from; None: zero, the base model as it is.
+
+    Raises:
+        HomeError: There is something in the folder already.
+        ConfigError: The settings do not fit the manifest.
+    """
+    root = root.resolve()
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise HomeError(f"{root} is not an empty folder; name one that does not exist yet")
+    fresh = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
+    try:
+        _add_first_version(Home.create(fresh, config, manifest), config, manifest, start)
+        fresh.rename(root)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return Home(root)
+
+
+def current_config(home: Home, journal: Journal) -> RunConfig:
+    """The settings of ``init`` with the number of rounds that ``extend`` left."""
+    config, rounds = home.config(), journal.get_meta("rounds")
+    return config if rounds is None else replace(config, rounds=int(rounds))
+
+
+def _add_first_version(home: Home, config: RunConfig, manifest: Manifest, start: GlobalState | None) -> None:
+    job = FirstVersionJob(
+        objects=home.objects,
+        manifest=manifest.to_json(),
+        state=None if start is None else start.to_bytes(),
+        codec=config.handout_codec,
+        slots=config.slots(manifest),
+        seed=config.seed,
+    )
+    stored = store_first_version(job)
+    row = VersionRow(
+        version=stored.version,
+        round=0,
+        state_digest=stored.state,
+        body_digest=stored.body,
+        codec=stored.codec,
+        slots=stored.slots,
+    )
+    with Journal(home.journal) as journal:
+        journal.add_version(row)
