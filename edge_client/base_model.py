@@ -1,10 +1,4 @@
-"""Loads a frozen base model in the precision that a device affords, ready to be trained through adapters.
-
-What bitsandbytes 0.50 does on a CPU, and what is done about it here: where the CPU has AVX512-BF16, the first
-forward pass without gradients (an evaluation) repacks NF4 weights for inference; training afterwards fails on
-layers with a bias and silently gets no input gradient on others. ``support_avx512bf16_for_cpu = False`` on each
-layer switches the repacking off. A fresh head would be quantised too, and is named in ``llm_int8_skip_modules``.
-"""
+"""Loads a frozen base model in the precision that a device affords, ready to be trained through adapters."""
 
 from __future__ import annotations
 
@@ -14,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from bitsandbytes.nn.modules import Linear4bit
-from torch import nn
 
 from edge_client.checkpoint import Checkpoint
+from edge_client.cpu_nf4 import mend_cpu_nf4
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.quiet import quiet_loading
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
@@ -154,16 +147,9 @@ def load_backbone(
         raise BaseModelError(f"{checkpoint.name} cannot be loaded as {quantization}: {error}") from error
     model, report = loaded
     _check_complete(checkpoint, manifest, report)
-    keep_trainable_after_evaluation(model)
+    mend_cpu_nf4(model)
     model.requires_grad_(False)
     return model
-
-
-def keep_trainable_after_evaluation(model: nn.Module) -> None:
-    """Stops bitsandbytes from repacking NF4 weights at the first forward pass without gradients (module header)."""
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _auto_class(task: Task) -> Any:

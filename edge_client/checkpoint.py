@@ -127,17 +127,19 @@ def _from_hub(model: str) -> Path:
 
 def _read(path: Path) -> Iterator[SourceTensor]:
     """Tensors of one safetensors file, as views of a memory map that live until the next one is asked for."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        try:
-            size = int.from_bytes(mapped[:8], "little")
-            if size > min(_HEADER_MAX_BYTES, len(mapped) - 8):
-                raise ValueError(f"a header of {size} bytes")
-            table = json.loads(mapped[8 : 8 + size])
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            body = 8 + int.from_bytes(mapped[:8], "little")
+            if body > min(_HEADER_MAX_BYTES, len(mapped)):
+                raise ValueError(f"a header of {body - 8} bytes")
+            table = json.loads(mapped[8:body])
             table.pop("__metadata__", None)
             with memoryview(mapped) as view:
                 for name, entry in table.items():
                     start, end = entry["data_offsets"]
-                    with view[8 + size + start : 8 + size + end] as data:
+                    if body + end > len(mapped):
+                        raise ValueError(f"the file ends inside {name!r}; it is incomplete")
+                    with view[body + start : body + end] as data:
                         yield name, entry["dtype"], tuple(entry["shape"]), data
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BaseModelError(f"{path}: not a readable safetensors file ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaseModelError(f"{path}: not a readable safetensors file ({error})") from error

@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from edge_client.base_model import keep_trainable_after_evaluation
 from edge_client.checkpoint import Checkpoint
+from edge_client.cpu_nf4 import mend_cpu_nf4
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
 from edge_client.methods import Method, build_method
 from edge_client.methods.lora import LoraSettings
@@ -70,7 +70,7 @@ class HFTrainerAdapter:
             self._lora = LoraSettings(lora_alpha=config.lora_alpha, use_rslora=config.use_rslora)
             self._rank = rank or config.r
             model = model.unload()
-        keep_trainable_after_evaluation(model)
+        mend_cpu_nf4(model)
         model.requires_grad_(False)
         self._base: transformers.PreTrainedModel = model
         self._source = base or str(model.config._name_or_path)

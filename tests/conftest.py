@@ -37,6 +37,7 @@ def _save_tokenizer(folder: Path, *, pairs: bool) -> None:
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.save_pretrained(folder)
 

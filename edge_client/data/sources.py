@@ -99,8 +99,8 @@ def _csv(path: Path) -> Iterator[Row]:
                 if None in row or None in row.values():
                     raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} fields")
                 yield row
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+        except csv.Error as error:  # raised before the line is counted
+            raise DataError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def _from_hub(name: str, split: str) -> Rows:

@@ -89,22 +89,9 @@ class Lora:
 
     def load(self, handout: AdapterTensors, rank: int, active: Layout) -> list[nn.Parameter]:
         """See :meth:`edge_client.methods.interface.Method.load`."""
-        parameters = self._dense.load(handout.dense, (tensor.name for tensor in active.dense))
-        if not self._layout.low_rank:
-            return parameters
-        if not 1 <= rank <= handout.rank:
-            raise AggregatorError(f"the hand-out has {handout.rank} slots, the assignment trains {rank}")
-        self._shape(rank, handout.rank - rank)
-        scaling, trained = self._settings.scaling(rank), {module.name for module in active.low_rank}
-        for module in self._layout.low_rank:
-            b, a = self._layout.factors(handout.slots, module.name)
-            layer = self._layer(module.name)
-            self._loaded[module.name] = b[:, :rank] / np.float32(scaling), np.array(a[:rank])
-            factors = _set(layer, _TRAINED, *self._loaded[module.name], trained=module.name in trained)
-            parameters += factors if module.name in trained else []
-            if handout.rank > rank:
-                _set(layer, _RESIDUAL, b[:, rank:], a[rank:], trained=False)
-        return parameters
+        factors = self._load_factors(handout, rank, {module.name for module in active.low_rank})
+        # PEFT freezes all that is not its own when it wraps a model, so the dense tensors come last.
+        return self._dense.load(handout.dense, (tensor.name for tensor in active.dense)) + factors
 
     def change(self, active: Layout) -> AdapterTensors:
         """``(s·dB, dA)`` and dense differences; see :meth:`edge_client.methods.interface.Method.change`."""
@@ -116,6 +103,23 @@ class Lora:
             db[:] = (_weight(layer.lora_B) - b) * np.float32(self._settings.scaling(rank))
             da[:] = _weight(layer.lora_A) - a
         return AdapterTensors(self._dense.change(tensor.name for tensor in active.dense), found.slots)
+
+    def _load_factors(self, handout: AdapterTensors, rank: int, trained: set[str]) -> list[nn.Parameter]:
+        if not self._layout.low_rank:
+            return []
+        if not 1 <= rank <= handout.rank:
+            raise AggregatorError(f"the hand-out has {handout.rank} slots, the assignment trains {rank}")
+        self._shape(rank, handout.rank - rank)
+        scaling, parameters = self._settings.scaling(rank), []
+        for module in self._layout.low_rank:
+            b, a = self._layout.factors(handout.slots, module.name)
+            layer = self._layer(module.name)
+            self._loaded[module.name] = b[:, :rank] / np.float32(scaling), np.array(a[:rank])
+            factors = _set(layer, _TRAINED, *self._loaded[module.name], trained=module.name in trained)
+            parameters += factors if module.name in trained else []
+            if handout.rank > rank:
+                _set(layer, _RESIDUAL, b[:, rank:], a[rank:], trained=False)
+        return parameters
 
     def _shape(self, rank: int, residual: int) -> None:
         """Gives the model adapters of these ranks, anew only if they differ from those it has."""
