@@ -33,9 +33,8 @@ lint: $(VENV)/.stamp-dev  ## format, style, types and import contract; changes n
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.stamp-dev  ## the quick benchmarks of merge and wire
-	$(BIN)/python -m benchmarks merge --preset quick
-	$(BIN)/python -m benchmarks wire --preset quick
+bench: $(VENV)/.stamp-demo  ## the quick benchmarks, with their results under out/
+	$(BIN)/python -m benchmarks quickstart --preset quick --out out/quickstart.json
 
 golden: $(VENV)/.stamp-dev  ## write the golden vectors anew: only with a new protocol version
 	$(BIN)/python tests/golden/vectors.py
@@ -44,12 +43,10 @@ clean:  ## remove the virtual environment and everything built or cached
 	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp per extra, so that the second run of a target installs nothing. The pin of torch is handed to pip as a
-# constraint as well: it stands behind nested extras, and pip would fetch the newest torch before it came to them.
+# A stamp per extra, so that the second run of a target installs nothing.
 $(VENV)/.stamp-%: pyproject.toml | $(BIN)/python
 	@$(if $(TORCH_INDEX_URL),,command -v nvidia-smi >/dev/null || echo "No NVIDIA GPU found: PyPI's torch would bring 2-3 GB of CUDA packages; with TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu it is about 200 MB.")
-	@sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml > $(VENV)/constraints.txt
-	$(PIP) --constraint $(VENV)/constraints.txt -e '.[$*]'
+	$(PIP) -e '.[$*]'
 	@touch $@
 
 $(BIN)/python:
