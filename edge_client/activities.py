@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_client.events import Outgoing
 from protocol.assignment import Assignment
-from protocol.messages import Finished
-from protocol.transfer import Download, Sender
+from protocol.messages import Credit, Data, Finished
+from protocol.transfer import Download, Piece, Sender
 
 __all__ = ["Activity", "Asking", "Declining", "Fetching", "Job", "Phase", "Reporting", "Uploading"]
 
@@ -68,6 +69,19 @@ class Fetching:
     download: Download | None = None
     """None until the disk says how much of it is there."""
 
+    def pieces(self, chunk_bytes: int) -> Iterator[Piece]:
+        """What to ask for now."""
+        if self.download is not None:
+            self.download.chunk_bytes = chunk_bytes
+            while piece := self.download.next_request():
+                yield piece
+
+    def accept(self, data: Data) -> bool:
+        """Whether to write this piece."""
+        if self.download is None or data.digest != self.digest:
+            return False
+        return self.download.accept(data.offset, len(data.payload))
+
 
 @dataclass
 class Asking:
@@ -87,6 +101,25 @@ class Uploading:
     """Whether a first credit came."""
     queued: bool = False
     """Whether the aggregator has us wait for a free slot."""
+
+    def credit(self, credit: Credit) -> int:
+        """Takes a credit and returns how many more bytes arrived over there."""
+        moved = 0
+        if self.granted:
+            before = self.sender.acknowledged
+            self.sender.credit(credit.have, credit.upto)
+            moved = self.sender.acknowledged - before
+        else:
+            self.granted = True
+            self.sender.resume(credit.have, credit.upto)
+        self.queued = credit.upto == credit.have < len(self.item.data)
+        return moved
+
+    def chunks(self, chunk_bytes: int) -> Iterator[tuple[int, memoryview]]:
+        """What to send now: offsets and bytes."""
+        self.sender.chunk_bytes = chunk_bytes
+        while piece := self.sender.next_piece():
+            yield piece.offset, self.item.data[piece.offset : piece.offset + piece.length]
 
 
 @dataclass

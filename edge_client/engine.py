@@ -20,8 +20,6 @@ from edge_client.activities import Activity, Asking, Declining, Fetching, Job, P
 from edge_client.errors import AggregatorError, NotEnrolledError, TicketError
 from edge_client.events import (
     Complete,
-    Connect,
-    Disconnect,
     Effect,
     Event,
     Fail,
@@ -38,7 +36,6 @@ from edge_client.events import (
     Resume,
     Seal,
     Sealed,
-    Send,
     Settled,
     Stop,
     Tick,
@@ -46,6 +43,7 @@ from edge_client.events import (
     Trained,
     Write,
 )
+from edge_client.link import Link
 from edge_client.pacing import ChunkSizer, backoff_s
 from edge_client.refusals import decline_reason, error_of
 from edge_client.trainer import TrainerInfo
@@ -64,29 +62,20 @@ from protocol.messages import (
     Decline,
     Finished,
     Get,
-    Hello,
     Message,
     Nack,
     Offer,
-    Ping,
     Pong,
     Ready,
     Report,
-    Role,
     Task,
     Wait,
     Welcome,
 )
-from protocol.session import Session
-from protocol.states import State
 from protocol.transfer import Download, Sender
 
 __all__ = ["Engine"]
 
-GREETING_TIMEOUT_S = 10.0
-STALL_TIMEOUT_S = 90.0
-DECLINE_TIMEOUT_S = 10.0
-PING_INTERVAL_S = 20.0
 VIOLATIONS_MAX = 5
 """Broken messages or objects in a row after which the aggregator, not the link, is to blame."""
 
@@ -119,11 +108,11 @@ class Engine:
         outbox: Sequence[Outgoing] = (),
         authentication_retries: int = 0,
     ) -> None:
-        self._run, self._public_key, self._sdk, self._rng = run, public_key, sdk, rng
+        self._run, self._public_key, self._rng = run, public_key, rng
+        self._effects: list[Effect] = []
+        self._link = Link(lambda effect: self._effects.append(effect), sdk)
         self._outbox = list(outbox)
         self._authentication_retries = authentication_retries
-        self._session: Session | None = None
-        self._welcome: Welcome | None = None
         self._activity: Activity | None = None
         self._job: Job | None = None
         self._training: Assignment | None = None
@@ -134,10 +123,9 @@ class Engine:
         self._end: Phase | None = None
         self._paused = False
         self._sizer = ChunkSizer(limits.CHUNK_MAX_BYTES)
-        self._q = self._failures = self._violations = 0
-        self._now = self._heard_at = self._said_at = self._progress_at = 0.0
+        self._failures = self._violations = 0
+        self._now = 0.0
         self._act_at: float | None = None
-        self._effects: list[Effect] = []
 
     # -- What the driver sees ------------------------------------------------------------------------------------
 
@@ -148,8 +136,8 @@ class Engine:
             return self._end
         if self._job is not None:
             return {Job.PREPARE: Phase.PREPARING, Job.TRAIN: Phase.TRAINING, Job.INSTALL: Phase.INSTALLING}[self._job]
-        if self._welcome is None:
-            return Phase.OFFLINE if self._session is None else Phase.CONNECTING
+        if self._link.welcome is None:
+            return Phase.CONNECTING if self._link.dialled else Phase.OFFLINE
         match self._activity:
             case Fetching():
                 return Phase.FETCHING
@@ -165,7 +153,7 @@ class Engine:
         """When to feed a tick at the latest."""
         if self.phase.over:
             return None
-        times = [self._act_at, *self._link_times()]
+        times = (self._act_at, self._link.give_up_at(self._activity), self._link.ping_at())
         return min((time for time in times if time is not None), default=None)
 
     def start(self, now: float) -> list[Effect]:
@@ -193,7 +181,7 @@ class Engine:
             case Tick():
                 self._tick()
             case Connected():
-                self._connected()
+                self._link.greet(self._now)
             case Disconnected():
                 self._lost()
             case AuthenticationFailed():
@@ -224,57 +212,37 @@ class Engine:
 
     # -- The link ------------------------------------------------------------------------------------------------
 
-    def _link_times(self) -> tuple[float | None, ...]:
-        """When the link is given up, and when a sign of life is due."""
-        if self._session is None:
-            return ()
-        if self._welcome is None:
-            return (self._progress_at + GREETING_TIMEOUT_S,)
-        if isinstance(self._activity, Declining):
-            return (self._progress_at + DECLINE_TIMEOUT_S,)
-        idle = self._activity is None or (isinstance(self._activity, Uploading) and self._activity.queued)
-        stalled_at = (self._heard_at if idle else self._progress_at) + STALL_TIMEOUT_S
-        return (stalled_at, self._said_at + PING_INTERVAL_S)
-
     def _tick(self) -> None:
-        give_up_at, *ping_at = self._link_times() or (None,)
+        give_up_at, ping_at = self._link.give_up_at(self._activity), self._link.ping_at()
         if give_up_at is not None and give_up_at <= self._now:
             self._lost()
-        elif ping_at and ping_at[0] is not None and ping_at[0] <= self._now:
-            self._say(Ping)
+        elif ping_at is not None and ping_at <= self._now:
+            self._link.ping(self._now)
         if self._act_at is not None and self._act_at <= self._now:
             self._act_at = None
-            if self._session is None:
-                self._dial()
-            else:
+            if self._link.dialled:
                 self._next()
+            else:
+                self._dial()
 
     def _dial(self) -> None:
-        self._session, self._welcome, self._info = Session(Role.CLIENT), None, None
-        self._progress_at = self._now
-        self._effects.append(Connect())
-
-    def _connected(self) -> None:
-        if self._session is None or self._welcome is not None:
-            return
-        self._progress_at = self._now
-        version = limits.PROTOCOL_VERSION
-        self._say(Hello, version_min=version, version_max=version, sdk=self._sdk)
+        self._info = None
+        self._link.dial(self._now)
 
     def _lost(self, after_s: float | None = None) -> None:
         """Drops the link and times the next try."""
         if isinstance(self._activity, Declining):
-            return self._fail(self._activity.error)
-        self._session = self._welcome = None
-        self._effects.append(Disconnect())
-        self._later(after_s)
-        return None
+            self._fail(self._activity.error)
+        else:
+            self._link.drop(self._now)
+            self._later(after_s)
 
     def _refused_key(self) -> None:
         if self._authentication_retries > 0:
             self._authentication_retries -= 1
-            return self._lost()
-        return self._fail(
+            self._lost()
+            return
+        self._fail(
             NotEnrolledError(
                 "the aggregator does not know this device's key, or the operator revoked it: ask for a new ticket, "
                 "or have the key enrolled by hand"
@@ -293,8 +261,10 @@ class Engine:
 
     def _next(self) -> None:
         """Starts the one thing that is due, if the link is up and free."""
-        if self._welcome is None or self._activity is not None or self._act_at is not None:
+        welcome = self._link.welcome
+        if welcome is None or self._activity is not None or self._act_at is not None:
             return
+        self._link.progressed(self._now)
         if self._broken_off is not None:
             self._activity = self._broken_off
             self._say(Decline, token=self._broken_off.token, reason=decline_reason(self._broken_off.error))
@@ -302,14 +272,13 @@ class Engine:
             self._deliver(self._outbox[0])
         elif self._job is not None:
             return
-        elif self._sealed_manifest != self._welcome.manifest:
-            self._fetch(None, self._welcome.manifest, self._welcome.manifest_bytes)
+        elif self._sealed_manifest != welcome.manifest:
+            self._fetch(None, welcome.manifest, welcome.manifest_bytes)
         elif self._info is None:
             self._job = Job.PREPARE
-            self._effects.append(Prepare(self._welcome.manifest))
+            self._effects.append(Prepare(welcome.manifest))
         elif not self._paused:
-            self._ask(self._welcome.manifest, self._info)
-        self._progress_at = self._now
+            self._ask(welcome.manifest, self._info)
 
     def _ask(self, manifest: str, info: TrainerInfo) -> None:
         q = self._say(
@@ -344,8 +313,8 @@ class Engine:
 
     def _fetch(self, goal: Assignment | Finished | None, digest: str, size: int) -> None:
         self._activity = Fetching(goal, digest, size)
-        keep = {digest} if self._welcome is None else {digest, self._welcome.manifest}
-        self._effects.append(Open(digest, size, frozenset(keep)))
+        keep = frozenset({digest} if self._link.welcome is None else {digest, self._link.welcome.manifest})
+        self._effects.append(Open(digest, size, keep))
 
     def _later(self, delay_s: float | None = None) -> None:
         """Ends the activity; the next one starts after the delay, or after a back-off that grows with each failure."""
@@ -356,15 +325,14 @@ class Engine:
     # -- Messages ------------------------------------------------------------------------------------------------
 
     def _received(self, frames: Frames) -> None:
-        if self._session is None:
-            return
         try:
-            self._message(self._session.receive(frames))
+            message = self._link.receive(frames, self._now)
+            if message is not None:
+                self._message(message)
         except RemoteProtocolError as error:
             self._violated(error)
 
     def _message(self, message: Message) -> None:
-        self._heard_at = self._now
         match message:
             case Welcome():
                 self._welcomed(message)
@@ -394,7 +362,7 @@ class Engine:
                 )
             )
             return
-        self._welcome, self._sizer = welcome, ChunkSizer(welcome.chunk_max)
+        self._link.welcome, self._sizer = welcome, ChunkSizer(welcome.chunk_max)
         self._act_at = None
         self._next()
 
@@ -430,7 +398,7 @@ class Engine:
     def _nack(self, nack: Nack) -> None:
         if nack.code.terminal:
             self._fail(error_of(nack.code, nack.reason))
-        elif self._welcome is None:
+        elif self._link.welcome is None:
             self._lost(self._retry_s(nack))
         elif nack.ref in self._refs():
             self._rejected(nack)
@@ -486,23 +454,20 @@ class Engine:
     def _opened(self, opened: Opened) -> None:
         fetch = self._activity
         if isinstance(fetch, Fetching) and fetch.digest == opened.digest:
-            fetch.download = Download(fetch.size, opened.have, self._sizer.bytes)
+            fetch.download = Download(fetch.size, opened.have)
             self._request(fetch, fetch.download)
 
     def _request(self, fetch: Fetching, download: Download) -> None:
         if download.complete:
             self._effects.append(Seal(fetch.digest))
-        download.chunk_bytes = self._sizer.bytes
-        while piece := download.next_request():
+        for piece in fetch.pieces(self._sizer.bytes):
             self._say(Get, digest=fetch.digest, offset=piece.offset, length=piece.length)
 
     def _data(self, data: Data) -> None:
-        fetch, length = self._activity, len(data.payload)
-        if not isinstance(fetch, Fetching) or fetch.download is None or data.digest != fetch.digest:
-            return
-        if fetch.download.accept(data.offset, length):
+        fetch = self._activity
+        if isinstance(fetch, Fetching) and fetch.download is not None and fetch.accept(data):
             self._effects.append(Write(data.digest, data.offset, data.payload))
-            self._moved(length)
+            self._moved(len(data.payload))
             self._request(fetch, fetch.download)
 
     def _sealed(self, sealed: Sealed) -> None:
@@ -529,30 +494,17 @@ class Engine:
         upload = self._activity
         if not isinstance(upload, Uploading) or credit.upload != upload.upload:
             return
-        sender = upload.sender
-        if upload.granted:
-            before = sender.acknowledged
-            sender.credit(credit.have, credit.upto)
-            self._moved(sender.acknowledged - before)
-        else:
-            upload.granted = True
-            sender.resume(credit.have, credit.upto)
         if upload.queued:
-            self._progress_at = self._now
-        upload.queued = credit.upto == credit.have < len(upload.item.data)
-        self._send_chunks(upload, sender)
-
-    def _send_chunks(self, upload: Uploading, sender: Sender) -> None:
-        sender.chunk_bytes = self._sizer.bytes
-        while piece := sender.next_piece():
-            payload = upload.item.data[piece.offset : piece.offset + piece.length]
-            self._say(Chunk, upload=upload.upload, offset=piece.offset, payload=payload)
+            self._link.progressed(self._now)
+        self._moved(upload.credit(credit))
+        for offset, payload in upload.chunks(self._sizer.bytes):
+            self._say(Chunk, upload=upload.upload, offset=offset, payload=payload)
 
     def _moved(self, count: int) -> None:
         """Bytes arrived, here or there: the transfer is alive, and this fast."""
         if count > 0:
-            self._sizer.observe(count, self._now - self._progress_at)
-            self._progress_at, self._failures = self._now, 0
+            self._sizer.observe(count, self._link.progressed(self._now))
+            self._failures = 0
 
     # -- The job -------------------------------------------------------------------------------------------------
 
@@ -565,7 +517,7 @@ class Engine:
 
     def _job_failed(self, error: Exception) -> None:
         job, self._job = self._job, None
-        if job is Job.TRAIN and self._training is not None and self._welcome is not None:
+        if job is Job.TRAIN and self._training is not None and self._link.welcome is not None:
             self._broken_off = Declining(self._training.token, error)
             self._next()
         else:
@@ -577,20 +529,13 @@ class Engine:
         self._finish(Phase.FAILED, type(error).__name__)
         self._effects.append(Fail(error))
 
-    def _finish(self, phase: Phase, reason: str) -> None:
-        if self._welcome is not None and self._session is not None and self._session.state is not State.CLOSED:
-            self._say(Bye, reason=reason)
-        self._session = self._welcome = self._activity = self._job = None
-        self._effects.append(Disconnect())
+    def _finish(self, phase: Phase, goodbye: str) -> None:
+        self._link.drop(self._now, goodbye)
+        self._activity = self._job = None
         self._end = phase
 
     def _say(self, kind: type[Message], **fields: Any) -> int:
-        """Sends one message and returns its number."""
-        assert self._session is not None, "nothing is said while the link is down"
-        self._q += 1
-        self._effects.append(Send(self._session.send(kind(q=self._q, **fields))))
-        self._said_at = self._now
-        return self._q
+        return self._link.say(kind, self._now, **fields)
 
     def _take(self) -> list[Effect]:
         effects, self._effects = self._effects, []
