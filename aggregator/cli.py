@@ -14,8 +14,9 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from functools import wraps
 
 import fire
 from fire.core import FireExit
@@ -74,10 +75,26 @@ def _planned(name: str, flags: Sequence[str]) -> Plan | None:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            found = fire.Fire(COMMANDS[name], command=[_as_text(flag) for flag in flags], serialize=lambda _: None)
+            found = fire.Fire(
+                _texts_only(COMMANDS[name]), command=[_as_text(flag) for flag in flags], serialize=lambda _: None
+            )
     except FireExit as stop:
         raise UsageError(f"{_complaint(said.getvalue())}; see `{_PROGRAM} {name} --help`") from stop
     return found if isinstance(found, Plan) else None
+
+
+def _texts_only(command: Callable[..., Plan]) -> Callable[..., Plan]:
+    """The command, behind a check for what fire makes of a flag without a value: ``True``."""
+
+    @wraps(command)
+    def checked(*texts: str, **flags: str) -> Plan:
+        bare = [f"--{name}" for name, value in flags.items() if not isinstance(value, str)]
+        bare += ["a flag" for text in texts if not isinstance(text, str)]
+        if bare:
+            raise UsageError(f"{bare[0]} needs a value")
+        return command(*texts, **flags)
+
+    return checked
 
 
 def _complaint(said: str) -> str:

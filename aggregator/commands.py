@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from json import dumps as json_text
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,6 @@ def init(
         json: Print JSON.
         settings: The run's settings, and how the devices train.
     """
-    _check_texts(home=home, manifest=manifest, run=run, from_adapter=from_adapter, **settings)
     config = run_config(run or Path(home).resolve().name, settings)
 
     def do() -> Outcome:
@@ -107,7 +106,6 @@ def serve(
         log_level: debug, info, warning or error; to standard error.
         json: Print JSON.
     """
-    _check_texts(home=home, endpoint=endpoint, enrolment_endpoint=enrolment_endpoint, advertise=advertise)
     if log_level not in _LEVELS:
         raise UsageError(f"--log_level: expected one of {', '.join(_LEVELS)}, got {log_level!r}")
     as_json = parse_switch("json", json)
@@ -140,7 +138,6 @@ def invite(home: str, *, out: str = "", expires: str = "24h", json: str = "false
         expires: How long its one-time token works, such as 30m, 24h or 7d.
         json: Print JSON.
     """
-    _check_texts(home=home, out=out)
     expires_s = parse_duration_s("expires", expires)
 
     def do() -> Outcome:
@@ -164,7 +161,6 @@ def enroll(home: str, key: str, *, name: str = "", json: str = "false") -> Plan:
         name: What to call the device.
         json: Print JSON.
     """
-    _check_texts(home=home, key=key, name=name)
     return _simple(home, json, "enroll", "enrolled {id} {name}", key=key, name=name)
 
 
@@ -176,7 +172,6 @@ def revoke(home: str, who: str, *, json: str = "false") -> Plan:
         who: Its key, id or name.
         json: Print JSON.
     """
-    _check_texts(home=home, who=who)
     return _simple(home, json, "revoke", "revoked {id} {name}", who=who)
 
 
@@ -188,7 +183,6 @@ def extend(home: str, rounds: str, *, json: str = "false") -> Plan:
         rounds: How many.
         json: Print JSON.
     """
-    _check_texts(home=home, rounds=rounds)
     count = parse_number("ROUNDS", rounds, int)
     return _simple(home, json, "extend", "the run has {rounds} rounds now", rounds=count)
 
@@ -200,7 +194,6 @@ def stop(home: str, *, json: str = "false") -> Plan:
         home: The run's home.
         json: Print JSON.
     """
-    _check_texts(home=home)
     return _simple(home, json, "stop", "the daemon is stopping")
 
 
@@ -211,7 +204,6 @@ def status(home: str, *, json: str = "false") -> Plan:
         home: The run's home.
         json: Print JSON.
     """
-    _check_texts(home=home)
 
     def do() -> Outcome:
         found = _command(home, "status")
@@ -231,7 +223,6 @@ def export(home: str, *, rank: str, out: str, version: str = "", overwrite: str 
         overwrite: Replace a folder that is not empty.
         json: Print JSON.
     """
-    _check_texts(home=home, out=out, rank=rank, version=version)
     slots = parse_number("--rank", rank, int)
     number = parse_number("--version", version, int) if version else None
     replace = parse_switch("overwrite", overwrite)
@@ -269,7 +260,6 @@ def merge(
         overwrite: Replace a folder that is not empty.
         json: Print JSON.
     """
-    _check_texts(out=out, o=o, rank=rank, weights=weights, **{f"folder {n}": f for n, f in enumerate(folders)})
     target = out or o
     if not folders or not target:
         raise UsageError("expected `merge FOLDER FOLDER … --out FOLDER`")
@@ -283,7 +273,7 @@ def merge(
         report = merge_folders([Path(f) for f in folders], shares, slots, Path(target), overwrite=replace)
         modules = len(report.modules)
         return Outcome(
-            data={"out": target, "folders": report.clients, "report": list(report.lines(0))},
+            data={"out": target, "folders": report.clients, "report": [loads(line) for line in report.lines(0)]},
             text=f"merged {report.clients} adapters of {modules} modules into {target}",
         )
 
@@ -296,13 +286,6 @@ COMMANDS: Mapping[str, Callable[..., Plan]] = {
 """Every command, by the name it is typed with."""
 
 
-def _check_texts(**values: object) -> None:
-    """For fire gives ``True`` for a flag without a value."""
-    bare = [name for name, value in values.items() if not isinstance(value, str)]
-    if bare:
-        raise UsageError(f"--{bare[0]} needs a value")
-
-
 def _simple(home: str, json: str, command: str, text: str, **arguments: object) -> Plan:
     def do() -> Outcome:
         result = _command(home, command, **arguments)
@@ -311,7 +294,7 @@ def _simple(home: str, json: str, command: str, text: str, **arguments: object) 
     return Plan(run=do, json=parse_switch("json", json))
 
 
-def _command(home: str, name: str, **arguments: object) -> dict[str, Any]:
+def _command(home: str, name: str, /, **arguments: object) -> dict[str, Any]:
     from aggregator.control import command
     from aggregator.store.home import Home
 
@@ -350,7 +333,7 @@ def _write_secret(path: Path, data: bytes) -> None:
 
 def say(outcome: Outcome, as_json: bool) -> None:
     """Prints what a command has to say, at once: a program may be waiting for the line."""
-    print(json_text(outcome.data) if as_json else outcome.text, flush=True)
+    print(dumps(outcome.data) if as_json else outcome.text, flush=True)
 
 
 def _status_text(found: Mapping[str, Any]) -> str:

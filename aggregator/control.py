@@ -63,7 +63,7 @@ class ControlServer:
             return {"error": "ConfigError", "message": f"not a command ({error})"}
 
 
-def command(home: Home, name: str, **arguments: object) -> dict[str, Any]:
+def command(home: Home, name: str, /, **arguments: object) -> dict[str, Any]:
     """Has a command carried out, by the live daemon if there is one.
 
     Raises:

@@ -80,7 +80,8 @@ class Operations:
             raise ConfigError(str(error)) from error
 
     def _status(self, _: Fields) -> Result:
-        return asdict(self._run.status(self._enrolment.names))
+        found = asdict(self._run.status(self._enrolment.names))
+        return {**found, "devices": list(found["devices"])}
 
     def _invite(self, fields: Fields) -> Result:
         expires_s = fields.number("expires_s", minimum=1.0, maximum=_EXPIRES_MAX_S)

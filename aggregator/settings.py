@@ -92,14 +92,14 @@ def parse_duration_s(flag: str, text: str) -> float:
     return float(seconds)
 
 
-def parse_switch(flag: str, text: str | bool) -> bool:
+def parse_switch(flag: str, text: str) -> bool:
     """True or false.
 
     Raises:
         UsageError: It is neither.
     """
     try:
-        return bool(_value(bool, str(text)))
+        return bool(_value(bool, text))
     except ValueError as error:
         raise UsageError(f"--{flag}: expected {error}, got {text!r}") from error
 
