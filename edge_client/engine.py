@@ -80,6 +80,8 @@ VIOLATIONS_MAX = 5
 """Broken messages or objects in a row after which the aggregator, not the link, is to blame."""
 
 _NOT_WANTED = frozenset({NackCode.STALE, NackCode.CONFLICT, NackCode.UNKNOWN})
+_ABOUT_RESULTS = frozenset({NackCode.WRONG_BASE, NackCode.RANK, NackCode.NUM_EXAMPLES})
+"""Terminal, and a result refused so stays so after the app has mended what is wrong: it is dropped."""
 
 
 class Engine:
@@ -397,6 +399,8 @@ class Engine:
 
     def _nack(self, nack: Nack) -> None:
         if nack.code.terminal:
+            if nack.code in _ABOUT_RESULTS and isinstance(self._activity, Uploading | Reporting):
+                self._settle(self._activity.item, accepted=False, reason=f"{nack.code}: {nack.reason}")
             self._fail(error_of(nack.code, nack.reason))
         elif self._link.welcome is None:
             self._lost(self._retry_s(nack))

@@ -23,6 +23,8 @@ _ERRORS: dict[NackCode, type[EdgeClientError]] = {
     NackCode.WRONG_RUN: TicketError,
     NackCode.WRONG_BASE: BaseModelError,
     NackCode.RANK: ConfigError,
+    NackCode.NUM_EXAMPLES: DataError,
+    NackCode.NUM_EXAMPLES: DataError,
 }
 
 

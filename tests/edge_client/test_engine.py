@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edge_client
 from edge_client.activities import Phase
 from edge_client.errors import (
     AggregatorError,
@@ -138,6 +139,7 @@ def test_the_manifest_is_fetched_once_for_all_processes(fake_aggregator, device)
         (NackCode.WRONG_RUN, TicketError),
         (NackCode.WRONG_BASE, BaseModelError),
         (NackCode.RANK, ConfigError),
+        (NackCode.NUM_EXAMPLES, DataError),
         (NackCode.INCOMPATIBLE, AggregatorError),
     ],
 )
@@ -167,6 +169,16 @@ def test_a_refused_update_is_dropped_told_to_the_app_and_work_is_asked_for_again
     assert [settled.accepted for settled in one.settled] == [False, True]
     assert code in one.settled[0].reason
     assert one.home.outbox.entries() == []
+
+
+@pytest.mark.parametrize(("code", "kept"), [(NackCode.REVOKED, 1), (NackCode.NUM_EXAMPLES, 0)])
+def test_a_terminal_refusal_keeps_a_result_that_may_be_wanted_once_it_is_mended(fake_aggregator, device, code, kept):
+    def refuse(message):
+        return Nack(code=code, reason="no", ref=message.upload) if isinstance(message, Offer) else None
+
+    one = device(fake_aggregator(intercept=refuse))
+    assert one.run().phase is Phase.FAILED
+    assert len(one.home.outbox.entries()) == kept
 
 
 def test_retry_later_keeps_the_update_and_comes_back_no_sooner_than_told(fake_aggregator, device):
@@ -225,8 +237,26 @@ def test_a_transfer_without_progress_is_given_up_and_taken_up_again(fake_aggrega
     one = device(fake_aggregator(intercept=stall))
     driver = one.run()
     assert driver.phase is Phase.FINISHED
-    assert one.now >= 90.0
+    assert 90.0 <= one.now < 100.0
     assert one.trainer.rounds == [1]
+
+
+def test_a_link_that_fell_silent_while_nothing_is_asked_is_replaced(fake_aggregator, device):
+    def mute(message):
+        if isinstance(message, Ready):
+            return Wait(after_ms=10_000_000, window_ms=0, reason="no round is open")
+        return [] if isinstance(message, Ping) else None
+
+    aggregator = fake_aggregator(intercept=mute)
+    one = device(aggregator)
+    one.run(until=lambda: kinds_of(aggregator).count("HELLO") == 2)
+    assert 90.0 <= one.now < 100.0
+
+
+def test_the_readme_names_every_state_and_every_refusal_with_an_answer_of_its_own():
+    readme = (Path(edge_client.__file__).parent / "README.md").read_text(encoding="utf-8")
+    own = [code for code in NackCode if code.terminal] + [NackCode.STALE, NackCode.CONFLICT, NackCode.RETRY_LATER]
+    assert [word for word in (*Phase, *own) if f"`{word}`" not in readme] == []
 
 
 def test_a_queued_upload_pings_and_waits_longer_than_the_stall_timeout(fake_aggregator, device):
