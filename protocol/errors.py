@@ -52,7 +52,7 @@ class NackCode(StrEnum):
     NORM = "norm"
     """The update's norm is above the run's bound."""
     NUM_EXAMPLES = "num-examples"
-    """``num_examples`` is outside the run's bounds."""
+    """``num_examples`` is outside the run's bounds. Terminal."""
     DIGEST = "digest"
     """The bytes received do not hash to the digest offered."""
     TOO_LARGE = "too-large"
@@ -75,6 +75,7 @@ _TERMINAL = frozenset(
         NackCode.WRONG_RUN,
         NackCode.WRONG_BASE,
         NackCode.RANK,
+        NackCode.NUM_EXAMPLES,
     }
 )
 

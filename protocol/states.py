@@ -39,8 +39,9 @@ class State(StrEnum):
 _Moves = Mapping[str, State | None]
 
 _ANYTIME: _Moves = {"PING": None, "PONG": None, "BYE": State.CLOSED}
-# A chunk may cross the ACK or NACK that ends its upload, and piece requests may still be answered, in any order.
-_STRAY: _Moves = {"CHUNK": None, "CREDIT": None, "GET": None, "DATA": None}
+# A chunk may cross the ACK or NACK that ends its upload, a repeated OFFER the ACK it asks for, and piece requests may
+# still be answered, in any order.
+_STRAY: _Moves = {"CHUNK": None, "CREDIT": None, "GET": None, "DATA": None, "ACK": None}
 
 
 _MOVES: Mapping[State, _Moves] = {
@@ -48,32 +49,32 @@ _MOVES: Mapping[State, _Moves] = {
     State.GREETING: {"WELCOME": State.IDLE, "NACK": State.CLOSED, **_ANYTIME},
     State.ENROLLING: {"ENROLLED": State.CLOSED, "NACK": State.CLOSED},
     State.IDLE: {
+        **_STRAY,
+        **_ANYTIME,
         "READY": State.ASKING,
         "OFFER": State.OFFERING,
         "REPORT": State.REPORTING,
         "DECLINE": State.REPORTING,
         "NACK": None,
-        **_STRAY,
-        **_ANYTIME,
     },
     State.ASKING: {
+        **_STRAY,
+        **_ANYTIME,
         "WAIT": State.IDLE,
         "TASK": State.IDLE,
         "FINISHED": State.IDLE,
         "NACK": State.IDLE,
-        **_STRAY,
-        **_ANYTIME,
     },
     State.OFFERING: {
-        "OFFER": None,
-        "ACK": State.IDLE,
-        "NACK": State.IDLE,
         **_STRAY,
         **_ANYTIME,
+        "OFFER": None,
         "CREDIT": State.UPLOADING,
+        "ACK": State.IDLE,
+        "NACK": State.IDLE,
     },
-    State.UPLOADING: {"OFFER": None, "ACK": State.IDLE, "NACK": State.IDLE, **_STRAY, **_ANYTIME},
-    State.REPORTING: {"ACK": State.IDLE, "NACK": State.IDLE, **_STRAY, **_ANYTIME},
+    State.UPLOADING: {**_STRAY, **_ANYTIME, "OFFER": None, "ACK": State.IDLE, "NACK": State.IDLE},
+    State.REPORTING: {**_STRAY, **_ANYTIME, "ACK": State.IDLE, "NACK": State.IDLE},
     State.CLOSED: {},
 }
 
