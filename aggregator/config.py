@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from aggregator.errors import ConfigError
+from protocol import limits
 from protocol.assignment import LocalTraining, read_local_training
 from protocol.codecs import Codec
 from protocol.errors import RemoteProtocolError
@@ -97,14 +98,27 @@ class RunConfig:
             (self.cohort_size < 1, f"cohort_size is {self.cohort_size}, at least 1 is needed"),
             (not 1.0 <= self.over_selection <= 100.0, f"over_selection is {self.over_selection}, expected 1..100"),
             (not 1 <= self.least_updates <= self.cohort_size, f"quorum is {self.quorum}, expected 1..cohort_size"),
-            (self.deadline_s is not None and self.deadline_s <= 0, f"deadline_s is {self.deadline_s}, expected > 0"),
+            (
+                self.deadline_s is not None and not 0 < self.deadline_s < math.inf,
+                f"deadline_s is {self.deadline_s}, expected > 0",
+            ),
             (not 0.01 <= self.poll_s <= 86_400, f"poll_s is {self.poll_s}, expected 0.01..86400"),
             (
                 bool(manifest.low_rank) and not 1 <= self.default_rank <= manifest.rank_max,
                 f"default_rank is {self.default_rank}, the manifest allows 1..{manifest.rank_max}",
             ),
-            (not 0 < self.server_learning_rate <= 100, f"server_learning_rate is {self.server_learning_rate}"),
-            (self.learning_rate_decay < 0, f"learning_rate_decay is {self.learning_rate_decay}, expected >= 0"),
+            (
+                self.residual_slots is not None and not 1 <= self.residual_slots <= limits.RANK_MAX,
+                f"residual_slots is {self.residual_slots}, expected 1..{limits.RANK_MAX}",
+            ),
+            (
+                not 0 < self.server_learning_rate <= 100,
+                f"server_learning_rate is {self.server_learning_rate}, expected 0..100",
+            ),
+            (
+                not 0 <= self.learning_rate_decay < math.inf,
+                f"learning_rate_decay is {self.learning_rate_decay}, expected >= 0",
+            ),
             (self.num_examples_max < 1, f"num_examples_max is {self.num_examples_max}, expected >= 1"),
             (not 0 < self.update_norm_max <= 1e6, f"update_norm_max is {self.update_norm_max}, expected 0..1e6"),
             (self.seed < 0, f"seed is {self.seed}, expected >= 0"),

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 from aggregator.admission import check_device
 from aggregator.config import RunConfig
-from aggregator.intake import KEPT, Decision, Intake
+from aggregator.errors import ConfigError
+from aggregator.intake import KEPT, Decision, Intake, stale
 from aggregator.rounds.handouts import Handouts
-from aggregator.rounds.machine import Answer, MemberState, Phase, Round, Wait
+from aggregator.rounds.machine import MemberState, Phase, Round, Wait
 from aggregator.rounds.recovery import recovered_round
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
 from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow, VersionRow
@@ -32,7 +33,13 @@ __all__ = ["Executors", "Federation", "Reply"]
 
 ELAPSED_EVERY_S = 5.0
 """How often a round's age is journalled: what a crash can add to a deadline at most."""
-_MISFITS = (NackCode.SHAPE, NackCode.NUM_EXAMPLES)
+_UNFIT = frozenset(
+    {
+        *(NackCode.SHAPE, NackCode.NUM_EXAMPLES, NackCode.NON_FINITE, NackCode.NORM, NackCode.DIGEST),
+        NackCode.TOO_LARGE,
+    }
+)
+"""Refusals of an update after which the round does not wait for its client."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +109,15 @@ class Federation:
         slots = self.config.slots(self.manifest) if message.residual else rank
         if self.finished:
             return messages.Finished(version=self.version.version, rank=rank, handout=self._handouts.offer(slots))
-        was = self.round.phase
-        self.round, answer = self.round.asked(self.config, client, now)
-        if was is Phase.GATHERING and self.round.phase is Phase.OPEN:
-            row = RoundRow(number=self.round.number, version=self.round.version, seed=self.config.seed)
-            self._journal.open_round(row)
+        after, answer = self.round.asked(self.config, client, now)
+        if after.phase is not self.round.phase:
+            self._journal.open_round(RoundRow(number=after.number, version=after.version, seed=self.config.seed))
+        self.round = after
         if isinstance(answer, Wait):
             poll_ms = int(1000 * self.config.poll_s)
-            return messages.Wait(after_ms=poll_ms // 2, window_ms=poll_ms, reason=answer.reason)
-        if answer is Answer.RESUME:
-            return self._task(self._assignment_of(client), now)
-        return self._task(self._assign(client, rank, slots), now)
+            reason = answer.reason[: limits.REASON_MAX_CHARS]
+            return messages.Wait(after_ms=poll_ms // 2, window_ms=poll_ms, reason=reason)
+        return self._task(self._assignment(client, rank, slots), now)
 
     def get(self, message: messages.Get) -> messages.Data:
         """Serves one piece of the manifest or of a hand-out.
@@ -136,10 +141,10 @@ class Federation:
         """
         given = self._given(client, message.token)
         try:
-            return self._intake.offer(client, message, given, current=self._takes(given.round), now=now)
+            return self._intake.offer(client, message, given, now)
         except RemoteProtocolError as error:
-            if error.code in _MISFITS:
-                self._reject(given.token, given.round, client, str(error), now)
+            if error.code in _UNFIT:
+                self._reject(given, str(error), now)
             raise
 
     def chunk(self, client: str, message: messages.Chunk, now: float) -> messages.Message | None:
@@ -159,12 +164,13 @@ class Federation:
         given = self._given(client, message.token)
         if given.state is AssignmentState.OPEN:
             self._journal.settle_assignment(message.token, AssignmentState.DECLINED, message.reason)
-            if self._takes(given.round):
-                self.round = self.round.declined_by(client, message.reason, now)
+            self._intake.drop(now, client)
+            self.round = self.round.declined_by(client, message.reason, now)
         return messages.Ack(ref=message.token)
 
     def revoked(self, client: str, now: float) -> None:
         """The operator revoked a device: the round does not wait for it. What it delivered before stays."""
+        self._intake.drop(now, client)
         member = self.round.members.get(client)
         if member is not None and member.state is not MemberState.SUBMITTED:
             self.round = self.round.declined_by(client, "its key was revoked", now)
@@ -182,7 +188,7 @@ class Federation:
         self.round = self.round.ticked(self.config, now)
         self._journal_elapsed(now)
         if self.round.complete(self.config, now):
-            self._close()
+            replies += self._close(now)
         if self._merging is not None and self._merging.done():
             self._commit(*self._merging.result())
         return replies
@@ -214,7 +220,13 @@ class Federation:
                 yield row.client, held, row.size
 
     def extend(self, rounds: int) -> int:
-        """Adds rounds to the run; returns how many it has now."""
+        """Adds rounds to the run; returns how many it has now.
+
+        Raises:
+            ConfigError: Not even one is added.
+        """
+        if rounds < 1:
+            raise ConfigError(f"a run is extended by at least 1 round, not by {rounds}")
         self.config = replace(self.config, rounds=self.config.rounds + rounds)
         self._journal.set_meta("rounds", str(self.config.rounds))
         return self.config.rounds
@@ -227,9 +239,14 @@ class Federation:
             raise RemoteProtocolError("no such assignment of yours; ask for work again", NackCode.UNKNOWN)
         return row
 
-    def _takes(self, round_number: int) -> bool:
-        """Whether a round still takes updates."""
-        return round_number == self.round.number and self.round.phase is Phase.OPEN
+    def _assignment(self, client: str, rank: int, slots: int) -> Assignment:
+        """A client's assignment of this round: the one it has, given back to it if it was settled, or a new one."""
+        given = self._journal.assignment_of(self.round.number, client)
+        if given is None:
+            return self._assign(client, rank, slots)
+        if given.state is not AssignmentState.OPEN:
+            self._journal.settle_assignment(given.token, AssignmentState.OPEN)
+        return Assignment.from_json(given.document)
 
     def _assign(self, client: str, rank: int, slots: int) -> Assignment:
         number = self.round.number
@@ -252,10 +269,6 @@ class Federation:
         )
         return assignment
 
-    def _assignment_of(self, client: str) -> Assignment:
-        rows = self._journal.assignments(self.round.number)
-        return Assignment.from_json(next(row.document for row in rows if row.client == client))
-
     def _task(self, assignment: Assignment, now: float) -> messages.Task:
         deadline = self.round.deadline(self.config)
         left = None if deadline is None else max(0.0, deadline - now)
@@ -266,21 +279,24 @@ class Federation:
     def _answered(self, decision: Decision, now: float) -> Reply:
         """Makes a checked upload durable or refuses it, and says which."""
         row, error = decision.row, decision.error
-        if error is None and not self._takes(row.round):
-            error = RemoteProtocolError(f"round {row.round} closed meanwhile; ask for work again", NackCode.STALE)
+        given = self._given(row.client, row.token)
+        if error is None and given.state is not AssignmentState.OPEN:
+            error = stale(given)
         if error is None:
             self._journal.upload_durable(row.id)
             self.round = self.round.submitted_by(row.client, now)
             return Reply(row.client, messages.Ack(ref=row.id, q=decision.q))
         reason = str(error)[: limits.REASON_MAX_CHARS]
         self._journal.upload_rejected(row.id, error.code, reason)
-        self._reject(row.token, row.round, row.client, reason, now)
+        if error.code in _UNFIT:
+            self._reject(given, reason, now)
         return Reply(row.client, messages.Nack(code=error.code, reason=reason, ref=row.id, q=decision.q))
 
-    def _reject(self, token: str, round_number: int, client: str, reason: str, now: float) -> None:
-        if self._takes(round_number):
-            self._journal.settle_assignment(token, AssignmentState.REJECTED, reason)
-            self.round = self.round.rejected(client, reason, now)
+    def _reject(self, given: AssignmentRow, reason: str, now: float) -> None:
+        if given.state is AssignmentState.OPEN:
+            self._journal.settle_assignment(given.token, AssignmentState.REJECTED, reason)
+            self._intake.drop(now, given.client)
+            self.round = self.round.rejected(given.client, reason, now)
 
     # ---- rounds
 
@@ -290,11 +306,17 @@ class Federation:
             self._journal.round_elapsed(self.round.number, now - armed)
             self._elapsed_at = now
 
-    def _close(self) -> None:
-        """Fixes the cohort in the journal, then has it merged."""
-        self._journal.close_round(self.round.number, [row.id for row in self._durable()])
+    def _close(self, now: float) -> list[Reply]:
+        """Fixes the cohort in the journal, has it merged, and turns away the uploads that come too late."""
+        number = self.round.number
+        self._journal.close_round(number, [row.id for row in self._durable()])
         self.round = self.round.closed()
         self._merge()
+        reason = f"round {number} closed without your update; ask for work again"
+        return [
+            Reply(client, messages.Nack(code=NackCode.STALE, reason=reason, ref=upload))
+            for client, upload in self._intake.drop(now)
+        ]
 
     def _durable(self) -> list[UploadRow]:
         """The cohort, in the order of the merge."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from aggregator.errors import StoreFull
 from aggregator.federation import Federation
 from protocol import limits, messages
 from protocol.errors import LocalProtocolError, NackCode, RemoteProtocolError
@@ -20,6 +21,9 @@ __all__ = ["Hub", "Outgoing", "PeerInfo"]
 
 STRIKES_MAX = 8
 """Malformed or illegal messages after which a connection is no longer listened to."""
+
+RETRY_MS = 60_000
+"""When a device may try again for which there was no room on the disk."""
 
 Outgoing = tuple[bytes, list[bytes | memoryview]]
 """Where to send, and the frames."""
@@ -89,7 +93,7 @@ class Hub:
         for reply in self._federation.poll(now):
             peer = self._latest.get(reply.client, b"")
             connection = self._connections.get(peer)
-            if connection is not None:
+            if connection is not None and connection.key == reply.client:
                 outgoing += self._sent(peer, connection, reply.message)
         return outgoing
 
@@ -118,6 +122,9 @@ class Hub:
             if message is None:
                 connection.strikes += 1
             answer = _nack(error, message)
+        except StoreFull as error:
+            later = RemoteProtocolError(str(error), NackCode.RETRY_LATER)
+            answer = replace(_nack(later, message), retry_after_ms=RETRY_MS)
         return None if answer is None else replace(answer, q=0 if message is None else message.q)
 
     def _dispatch(self, connection: _Connection, message: messages.Message, now: float) -> messages.Message | None:

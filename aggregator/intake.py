@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 
 from aggregator.admission import check_offer
 from aggregator.config import RunConfig
-from aggregator.errors import StoreFull
 from aggregator.rounds.work import VerifyJob, verify_upload
 from aggregator.store.journal import AssignmentRow, Journal, UploadRow
 from aggregator.store.objects import ObjectStore
-from aggregator.store.rows import UploadState
+from aggregator.store.rows import AssignmentState, UploadState
 from aggregator.uploads import Uploads
 from protocol import messages
 from protocol.assignment import Assignment
@@ -25,14 +24,21 @@ from protocol.errors import NackCode, RemoteProtocolError
 from protocol.identity import upload_id
 from protocol.manifest import Manifest
 
-__all__ = ["KEPT", "Decision", "Intake"]
+__all__ = ["KEPT", "Decision", "Intake", "stale"]
 
 KEPT = frozenset({UploadState.DURABLE, UploadState.MERGED})
 """The states of an update that was acknowledged."""
-_GONE = frozenset({UploadState.REJECTED, UploadState.EXPIRED})
 
-RETRY_MS = 60_000
-"""When a client whose update found no room on the disk may try again."""
+OFFERS_MAX = 16
+"""Different updates that a client may offer for one assignment: each costs a row of the journal."""
+
+
+def stale(given: AssignmentRow) -> RemoteProtocolError:
+    """The refusal of an update whose assignment is over."""
+    why = given.reason or given.state
+    return RemoteProtocolError(
+        f"this assignment of round {given.round} is over ({why}); ask for work again", NackCode.STALE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +80,21 @@ class Intake:
         self._uploads = Uploads(objects, journal)
         self._checking: dict[str, _Checking] = {}
 
-    def offer(
-        self, client: str, message: messages.Offer, given: AssignmentRow, *, current: bool, now: float
-    ) -> messages.Message | None:
+    def offer(self, client: str, message: messages.Offer, given: AssignmentRow, now: float) -> messages.Message | None:
         """Answers an offer.
 
         Args:
             client: The authenticated key.
             message: The offer.
             given: The assignment it names.
-            current: Whether that assignment's round still takes updates.
             now: The time, seconds.
 
         Returns:
-            ``CREDIT``; ``ACK`` if the update is already here; the stored ``NACK`` if it was refused; None while it is
-            being checked.
+            ``CREDIT``; ``ACK`` if the update is already here; None while it is being checked.
 
         Raises:
-            RemoteProtocolError: The offer cannot be taken.
+            RemoteProtocolError: The offer cannot be taken, or was refused before: then for the same reason.
+            StoreFull: There is no room for it.
         """
         if message.upload != upload_id(self._config.run, given.round, client, message.token, message.sha256):
             raise RemoteProtocolError("the upload id does not follow from your key, token and digest")
@@ -99,19 +102,24 @@ class Intake:
         if known is not None and known.state in KEPT:
             return messages.Ack(ref=known.id)
         if known is not None and known.state is UploadState.REJECTED:
-            return messages.Nack(code=NackCode(known.code), reason=known.reason, ref=known.id)
+            raise RemoteProtocolError(known.reason, NackCode(known.code))
         if message.upload in self._checking:
             self._checking[message.upload] = replace(self._checking[message.upload], q=message.q)
             return None
-        if not current:
-            raise RemoteProtocolError(f"round {given.round} is over; ask for work again", NackCode.STALE)
-        return self._open(known or self._new(client, message, given, now), now)
+        if given.state is AssignmentState.SUBMITTED:
+            raise RemoteProtocolError(f"another update of yours is in for round {given.round}", NackCode.CONFLICT)
+        if given.state is not AssignmentState.OPEN:
+            raise stale(given)
+        row = known or self._new(client, message, given, now)
+        self._uploads.open(row, now)
+        return self._credit(row.id)
 
     def chunk(self, client: str, message: messages.Chunk, now: float) -> messages.Message | None:
         """Takes one piece: ``CREDIT``, or None once all is here and being checked.
 
         Raises:
             RemoteProtocolError: No such upload is open, or the piece is beyond its credit.
+            StoreFull: The disk is full.
         """
         if self._uploads.owner(message.upload) != client:
             if message.upload in self._checking:
@@ -138,6 +146,13 @@ class Intake:
             if owner is not None:
                 yield owner, self._credit(upload)
 
+    def drop(self, now: float, client: str | None = None) -> list[tuple[str, str]]:
+        """Ends the open uploads of one client, or of all; returns ``(client, upload)`` of each.
+
+        What is being checked goes on: whether it counts is decided when the check ends.
+        """
+        return self._uploads.drop(now, client)
+
     def held(self, upload: str) -> int | None:
         """Contiguous bytes held of an open upload."""
         return self._uploads.held(upload)
@@ -146,24 +161,19 @@ class Intake:
         have, upto = self._uploads.credit(upload)
         return messages.Credit(upload=upload, have=have, upto=upto)
 
-    def _open(self, row: UploadRow, now: float) -> messages.Message:
-        try:
-            self._uploads.open(row, now)
-        except StoreFull as error:
-            return messages.Nack(code=NackCode.RETRY_LATER, reason=str(error), ref=row.id, retry_after_ms=RETRY_MS)
-        return self._credit(row.id)
-
     def _new(self, client: str, message: messages.Offer, given: AssignmentRow, now: float) -> UploadRow:
         """Journals a new upload. A client's first durable update of a round counts; an unfinished one gives way."""
+        others = self._journal.uploads_of(given.token)
+        if any(other.id in self._checking for other in others):
+            raise RemoteProtocolError(f"an update of yours for round {given.round} is being checked", NackCode.CONFLICT)
+        if len(others) >= OFFERS_MAX:
+            raise RemoteProtocolError(f"you offered {len(others)} different updates; one is wanted", NackCode.TOO_LARGE)
         check_offer(self._config, self._manifest, Assignment.from_json(given.document), message)
-        for other in self._journal.uploads(given.round):
-            if other.client != client or other.state in _GONE:
-                continue
-            if other.state is not UploadState.RECEIVING or other.id in self._checking:
-                raise RemoteProtocolError(f"another update of yours is in for round {given.round}", NackCode.CONFLICT)
-            self._uploads.release(other.id, now)
-            self._objects.discard(other.id)
-            self._journal.upload_rejected(other.id, NackCode.CONFLICT, "replaced by a later offer")
+        self._uploads.drop(now, client)
+        for other in others:
+            if other.state is UploadState.RECEIVING:
+                self._objects.discard(other.id)
+                self._journal.upload_rejected(other.id, NackCode.CONFLICT, "replaced by a later offer")
         row = UploadRow(
             id=message.upload,
             round=given.round,

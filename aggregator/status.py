@@ -8,10 +8,13 @@ from typing import Any
 
 from aggregator.federation import Federation
 from aggregator.hub import PeerInfo
-from aggregator.rounds.machine import MemberState, Phase
+from aggregator.rounds.machine import Member, MemberState, Phase
 from protocol.identity import client_id
 
 __all__ = ["Status", "run_status"]
+
+_AWAITED = frozenset({MemberState.INVITED, MemberState.ASSIGNED, MemberState.LATE})
+_OUT = frozenset({MemberState.DECLINED, MemberState.REJECTED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,11 @@ def run_status(federation: Federation, devices: Mapping[str, PeerInfo], names: M
     state = federation.round
     deadline = state.deadline(federation.config)
     left = None if deadline is None or state.phase is not Phase.OPEN else deadline - now
-    rows = tuple(_device(federation, key, names[key], devices.get(key), now) for key in sorted(names))
+    received = {client: (have, size) for client, have, size in federation.received()}
+    rows = tuple(
+        _device(state.members.get(key), key, names[key], devices.get(key), received.get(key), now)
+        for key in sorted(names)
+    )
     return Status(
         run=federation.config.run,
         round=state.number,
@@ -61,9 +68,9 @@ def run_status(federation: Federation, devices: Mapping[str, PeerInfo], names: M
     )
 
 
-def _device(federation: Federation, key: str, name: str, info: PeerInfo | None, now: float) -> Mapping[str, Any]:
-    member = federation.round.members.get(key)
-    held = {client: (have, size) for client, have, size in federation.received()}.get(key)
+def _device(
+    member: Member | None, key: str, name: str, info: PeerInfo | None, held: tuple[int, int] | None, now: float
+) -> Mapping[str, Any]:
     return {
         "id": client_id(key),
         "name": name,
@@ -86,13 +93,20 @@ def _why(federation: Federation, rows: tuple[Mapping[str, Any], ...], left: floa
     if state.phase is Phase.GATHERING:
         here = len(state.present(config, now))
         return f"clients: {here} of {config.cohort_size} are here ({len(rows)} enrolled)"
-    awaited = (MemberState.INVITED, MemberState.ASSIGNED, MemberState.LATE)
-    missing = "; ".join(_missing(row) for row in rows if row["state"] in awaited)
+    missing = [_missing(row) for row in rows if row["state"] in _AWAITED]
+    free = config.cohort_size - len(state.submitted) - len(missing)
+    missing += [f"{free} more, whoever asks next"] if free > 0 else []
+    out = [f"{_name(row)} ({row['state']}: {row['reason']})" for row in rows if row["state"] in _OUT]
+    told = f"updates: {len(state.submitted)} of {config.cohort_size} are in; missing: {'; '.join(missing)}"
     clock = "" if left is None else f"; deadline in {left:.0f} s, then {config.least_updates} suffice"
-    return f"updates: {len(state.submitted)} of {config.cohort_size} are in; missing: {missing or 'nobody'}{clock}"
+    return told + (f"; out: {', '.join(out)}" if out else "") + clock
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["name"] or row["id"])
 
 
 def _missing(row: Mapping[str, Any]) -> str:
     seen = "never seen" if row["seen_s_ago"] is None else f"seen {row['seen_s_ago']:.0f} s ago"
     sent = "" if row["update_bytes"] is None else f", {row['update_bytes']:,} of {row['update_size']:,} bytes in"
-    return f"{row['name'] or row['id']} ({row['state']}, {seen}{sent})"
+    return f"{_name(row)} ({row['state']}, {seen}{sent})"

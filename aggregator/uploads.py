@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aggregator.errors import StoreFull
 from aggregator.store.journal import Journal, UploadRow
 from aggregator.store.objects import ObjectStore, Partial
 from protocol import limits
+from protocol.errors import NackCode, RemoteProtocolError
 from protocol.transfer import Receiver
 
 __all__ = ["Uploads"]
@@ -20,11 +22,19 @@ IDLE_S = 90.0
 @dataclass
 class _Live:
     row: UploadRow
-    partial: Partial
     receiver: Receiver
     journalled: int
     heard: float
-    admitted: bool
+    promised: int
+    """Credit told so far: an offset, never taken back."""
+    admitted: bool = False
+    partial: Partial | None = None
+    """Its part file while bytes arrive; those that wait hold no descriptor."""
+
+    def close(self) -> None:
+        if self.partial is not None:
+            self.partial.close()
+            self.partial = None
 
 
 class Uploads:
@@ -52,10 +62,9 @@ class Uploads:
         """
         live = self._live.get(row.id)
         if live is None:
-            partial = self._objects.partial(row.id, row.size)
-            receiver = Receiver(row.size, row.have)
-            live = _Live(row, partial, receiver, row.have, now, admitted=False)
-            self._live[row.id] = live
+            have = row.have if self._objects.has_partial(row.id) else 0
+            self._objects.partial(row.id, row.size).close()  # reserves its space
+            live = self._live[row.id] = _Live(row, Receiver(row.size, have), have, now, promised=have)
         live.heard = now
         self._admit(now)
         if row.id in self._granted:
@@ -75,7 +84,9 @@ class Uploads:
     def credit(self, upload: str) -> tuple[int, int]:
         """``(have, upto)`` of an open upload."""
         live = self._live[upload]
-        return live.receiver.have, live.receiver.upto if live.admitted else live.receiver.have
+        if live.admitted:
+            live.promised = live.receiver.upto
+        return live.receiver.have, max(live.promised, live.receiver.have)
 
     def write(self, upload: str, offset: int, payload: bytes | memoryview, now: float) -> bool:
         """Takes one piece.
@@ -85,29 +96,47 @@ class Uploads:
 
         Raises:
             RemoteProtocolError: The piece is beyond the credit.
+            StoreFull: The disk is full. The upload is closed, and can be opened again.
         """
         live = self._live[upload]
+        if offset + len(payload) > live.promised:
+            raise RemoteProtocolError(
+                f"bytes {offset}..{offset + len(payload)} are beyond the credit of {live.promised}", NackCode.ILLEGAL
+            )
+        if not live.receiver.accept(offset, len(payload)):
+            return False
         live.heard = now
-        if not live.receiver.complete and live.receiver.accept(offset, len(payload)):
-            live.partial.write(offset, payload)
-            self._remember(live)
-            if live.receiver.complete:
-                self.release(upload, now)
-                return True
-        return False
+        try:
+            self._store(live, offset, payload)
+        except StoreFull:
+            self.release(upload, now)
+            raise
+        if live.receiver.complete:
+            self.release(upload, now)
+        return live.receiver.complete
 
     def release(self, upload: str, now: float) -> None:
         """Closes an upload's part file and gives its place to the next."""
         live = self._live.pop(upload, None)
         if live is not None:
-            live.partial.close()
+            live.close()
             self._admit(now)
+
+    def drop(self, now: float, client: str | None = None) -> list[tuple[str, str]]:
+        """Ends the uploads of one client, or all, and forgets their bytes; returns ``(client, upload)`` of each."""
+        dropped = [(live.row.client, key) for key, live in self._live.items() if client in (None, live.row.client)]
+        for _, upload in dropped:
+            self._live.pop(upload).close()
+            self._objects.discard(upload)
+        self._admit(now)
+        return dropped
 
     def granted(self, now: float) -> list[str]:
         """Takes places from uploads that went quiet; returns the queued ones that got a place since the last call."""
         for live in self._live.values():
             if live.admitted and now - live.heard > IDLE_S:
                 live.admitted = False
+                live.close()
         self._admit(now)
         granted = [upload for upload in self._granted if upload in self._live]
         self._granted.clear()
@@ -122,7 +151,10 @@ class Uploads:
                 self._granted.append(live.row.id)
                 free -= 1
 
-    def _remember(self, live: _Live) -> None:
+    def _store(self, live: _Live, offset: int, payload: bytes | memoryview) -> None:
+        if live.partial is None:
+            live.partial = self._objects.partial(live.row.id, live.row.size)
+        live.partial.write(offset, payload)
         if live.receiver.have - live.journalled >= JOURNAL_EVERY_BYTES:
             live.partial.sync()
             self._journal.upload_prefix(live.row.id, live.receiver.have)

@@ -26,6 +26,8 @@ TAKE_UP_S = 30.0
 """Seconds an invited client has to come and take its assignment before another one may."""
 PRESENCE_POLLS = 10.0
 """A waiting client counts as present for this many polling intervals after it last asked."""
+COMEBACK_S = 300.0
+"""Seconds after which a client that declined or was rejected may try again, so that no round waits for ever."""
 
 
 class Phase(StrEnum):
@@ -131,7 +133,7 @@ class Round:
             return self, Answer.RESUME
         if member is not None and member.state is MemberState.SUBMITTED:
             return self, Wait(reason=f"your update of round {self.number} is in; others still train")
-        if member is not None and member.state in _OUT:
+        if member is not None and member.state in _OUT and now - member.since < COMEBACK_S:
             return self, Wait(reason=f"out of round {self.number}: {member.reason}")
         after = self._noted(client, now)._opened(config, now)
         return after._admitted(config, client, now)
@@ -152,7 +154,7 @@ class Round:
         """Time passed: invitations lapse, and a deadline without a quorum frees slots and starts again."""
         if self.phase is not Phase.OPEN:
             return self
-        lapsed = [k for k in self.in_state(MemberState.INVITED) if now - self.members[k].since > TAKE_UP_S]
+        lapsed = [k for k in self.in_state(MemberState.INVITED) if now >= self.members[k].since + TAKE_UP_S]
         members = {key: member for key, member in self.members.items() if key not in lapsed}
         after = replace(self, members=MappingProxyType(members))
         deadline = after.deadline(config)
@@ -202,8 +204,8 @@ class Round:
         if self.phase is Phase.GATHERING:
             count = len(self.present(config, now))
             return self, Wait(reason=f"{count} of {config.cohort_size} clients are here for round {self.number}")
-        holders = len(self.in_state(*_HOLDS_SLOT))
-        if client not in self.members and holders >= config.invitations:
+        holders = set(self.in_state(*_HOLDS_SLOT))
+        if client not in holders and len(holders) >= config.invitations:
             return self, Wait(reason=f"round {self.number} has its {config.invitations} clients")
         waiting = {key: asked for key, asked in self.waiting.items() if key != client}
         members = {**self.members, client: Member(state=MemberState.ASSIGNED, since=now)}

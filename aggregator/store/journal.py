@@ -209,6 +209,11 @@ class Journal:
         row = self._one("SELECT * FROM assignment WHERE token = ?", token)
         return None if row is None else _assignment(row)
 
+    def assignment_of(self, number: int, client: str) -> AssignmentRow | None:
+        """A client's assignment of a round; there is at most one."""
+        row = self._one("SELECT * FROM assignment WHERE round = ? AND client = ?", number, client)
+        return None if row is None else _assignment(row)
+
     def assignments(self, number: int) -> list[AssignmentRow]:
         """A round's assignments, by client."""
         return self._all(_assignment, "SELECT * FROM assignment WHERE round = ? ORDER BY client", number)
@@ -252,6 +257,10 @@ class Journal:
     def uploads(self, number: int) -> list[UploadRow]:
         """A round's uploads, by client; refused ones too."""
         return self._all(_upload, "SELECT * FROM upload WHERE round = ? ORDER BY client, id", number)
+
+    def uploads_of(self, token: str) -> list[UploadRow]:
+        """The uploads offered for one assignment; refused ones too."""
+        return self._all(_upload, "SELECT * FROM upload WHERE token = ? ORDER BY id", token)
 
     # ---- small facts
 
