@@ -17,7 +17,7 @@ from fire.core import FireExit
 __all__ = ["BENCHMARKS", "BenchmarkError", "Planned", "UsageError", "run_command"]
 
 BENCHMARKS: Mapping[str, str] = MappingProxyType({"quickstart": "benchmarks.quickstart"})
-"""Each benchmark's module; it has a function ``plan``, whose keyword-only parameters are the flags: a Planned."""
+"""Each benchmark's module: its function ``plan`` has keyword-only parameters, the flags as text, and returns a Planned."""
 
 
 class UsageError(Exception):
@@ -61,9 +61,8 @@ def _plan_and_run(name: str, flags: Sequence[str]) -> int:
     planned: object = None
     try:
         module = importlib.import_module(BENCHMARKS[name])
-        planned = fire.Fire(
-            module.plan, command=list(flags), name=f"python -m benchmarks {name}", serialize=_print_nothing
-        )
+        texts = [_as_text(flag) for flag in flags]
+        planned = fire.Fire(module.plan, command=texts, name=f"python -m benchmarks {name}", serialize=_print_nothing)
     except FireExit as stop:
         return int(stop.code)
     except UsageError as error:
@@ -77,6 +76,14 @@ def _plan_and_run(name: str, flags: Sequence[str]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _as_text(argument: str) -> str:
+    """Quotes a value, or fire would make a number, a tuple or a comment of what was typed."""
+    if not argument.startswith("-"):
+        return repr(argument)
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={value!r}" if equals else argument
 
 
 def _print_nothing(result: object) -> None:

@@ -7,23 +7,23 @@ import pytest
 from benchmarks import command_line
 from benchmarks.command_line import BenchmarkError, Planned, UsageError, run_command
 
-RAN: list[int] = []
+RAN: list[tuple[str, str | None]] = []
 
 
-def plan(*, seed: int = 0, out: str | None = None) -> Planned:
+def plan(*, seed: str = "0", out: str | None = None) -> Planned:
     """Counts its runs.
 
     Args:
         seed: Seed.
         out: File.
     """
-    if not isinstance(seed, int):
+    if not str(seed).isdecimal():
         raise UsageError(f"--seed: expected a whole number, got {seed!r}")
 
     def run() -> None:
-        if seed == 13:
+        if seed == "13":
             raise BenchmarkError("no luck: take another seed")
-        RAN.append(seed)
+        RAN.append((seed, out))
 
     return Planned(run)
 
@@ -39,8 +39,14 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_runs_once_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["counting", "--seed", "7"]) == 0
-    assert RAN == [7]
+    assert RAN == [("7", None)]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["1e5", "a, b", "x # y", "[1]", "it's", "-"])
+def test_a_value_arrives_as_it_was_typed(text: str) -> None:
+    assert run_command(["counting", f"--out={text}"]) == 0
+    assert [("0", text)] == RAN
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""The command ``python -m benchmarks quickstart``: from flags to figures, a result file and a search."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.command_line import BenchmarkError, Planned
+from benchmarks.quickstart.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from benchmarks.quickstart.experiment import Finished
+    from benchmarks.quickstart.progress import Stages
+    from benchmarks.quickstart.study import Study
+
+__all__ = ["plan"]
+
+_OWN_DATA = """
+With your own data (a file of {"query": …, "target": …} or {"sentence": …, "label": …} rows on each device):
+  tributary-client manifest --model MODEL --task embedding --out m.json     # a host with the model
+  tributary-aggregator init home/ --manifest m.json --rounds 4 --cohort_size 4
+  tributary-aggregator serve home/                                          # a host without torch
+  tributary-aggregator invite home/ --out one.ticket                        # a ticket a device
+  tributary-client join one.ticket --model MODEL --data rows.jsonl --rank 8 # on the device
+  tributary-aggregator export home/ --rank 8 --out adapter/                 # loads with PEFT
+or all of it on this machine, with the rows of a folder dealt out to four devices:
+  python -m benchmarks quickstart --data FOLDER --model MODEL"""
+
+
+def plan(
+    *,
+    preset: str = "quick",
+    seed: str = "0",
+    out: str | None = None,
+    query: str | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    quantization: str = "nf4",
+    home: str | None = None,
+) -> Planned:
+    """Four devices of different rank fine-tune one quantised model together, over the real wire, on this machine.
+
+    Args:
+        preset: quick (under 5 minutes on 2 cores), full (3 seeds) or paper (all functions).
+        seed: First seed.
+        out: File for the result, as JSON.
+        query: What to search for in the end.
+        data: Folder (train.jsonl, validation.jsonl) or hub data set of a classification task, instead of code search.
+        model: Hub id or folder of the base model; all-MiniLM-L6-v2 from its package if left out.
+        quantization: nf4, int8, bf16 or fp32.
+        home: New folder to keep the run in; a temporary one if left out.
+    """
+    settings = read_settings(
+        preset=preset,
+        seed=seed,
+        quantization=quantization,
+        out=out,
+        query=query,
+        data=data,
+        model=model,
+        home=home,
+    )
+    return Planned(lambda: _run(settings))
+
+
+def _run(settings: Settings) -> None:
+    from benchmarks.quickstart.progress import Stages
+    from benchmarks.quickstart.report import print_outcomes
+    from benchmarks.quickstart.study import code_search_study, labelled_study
+
+    stages, model = Stages(), _model(settings)
+    finished: list[Finished] = []
+    study: Study
+    for seed in settings.seeds:
+        stages.say(f"reading the data of {settings.data or 'four code bases'}, seed {seed}")
+        if settings.data is None:
+            study = code_search_study(settings.preset, seed)
+        else:
+            study = labelled_study(settings.data, settings.preset, seed)
+        finished.append(_run_seed(settings, study, seed, model, stages))
+    last = finished[-1]
+    outcomes = [each.outcome for each in finished]
+    print(f"\nsources: {', '.join(f'{name} {version}' for name, version in study.sources.items())}\n")
+    print_outcomes(outcomes, "mrr" if study.functions else "accuracy")
+    _judge_and_write(settings, finished, stages.elapsed_s)
+    if study.functions:
+        from benchmarks.quickstart.search import FunctionSearch, answer_queries
+
+        answer_queries(FunctionSearch(last.trainer, last.adapter, study.functions), settings.query)
+    print(_OWN_DATA)
+
+
+def _model(settings: Settings) -> str:
+    from benchmarks.models import MINILM_ATTRIBUTION, ModelNotFoundError, minilm_folder
+
+    if settings.model is not None:
+        return settings.model
+    try:
+        folder = minilm_folder()
+    except ModelNotFoundError as error:
+        raise BenchmarkError(str(error)) from error
+    print(MINILM_ATTRIBUTION)
+    return str(folder)
+
+
+def _run_seed(settings: Settings, study: Study, seed: int, model: str, stages: Stages) -> Finished:
+    from benchmarks.quickstart.experiment import Experiment
+
+    with _folder(settings, seed) as folder:
+        return Experiment(settings, study, seed, model, folder, stages).run()
+
+
+@contextmanager
+def _folder(settings: Settings, seed: int) -> Iterator[Path]:
+    if settings.home is None:
+        with tempfile.TemporaryDirectory(prefix="tributary-") as folder:
+            yield Path(folder)
+    else:
+        kept = settings.home / f"seed-{seed}"
+        kept.mkdir(parents=True)
+        yield kept
+
+
+def _judge_and_write(settings: Settings, finished: list[Finished], seconds: float) -> None:
+    """Prints the goals beside what came, and writes the result file if one is wanted."""
+    from benchmarks.machine import describe_machine
+    from benchmarks.quickstart.report import measurements, rows
+    from benchmarks.results import Result, judge
+
+    outcomes = [each.outcome for each in finished]
+    targets = judge("quickstart", measurements(outcomes, seconds))
+    for target in targets:
+        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:.4g}, goal {target.goal}")
+    if settings.out is None:
+        return
+    result = Result(
+        name="quickstart",
+        command=_command(settings),
+        machine=describe_machine(),
+        seeds=settings.seeds,
+        rows=list(rows(outcomes)),
+        targets=targets,
+    )
+    result.write(settings.out)
+    print(f"wrote {settings.out}")
+
+
+def _command(settings: Settings) -> str:
+    flags = {"preset": settings.preset_name, "seed": str(settings.seed), "quantization": settings.quantization}
+    flags |= {name: value for name, value in (("data", settings.data), ("model", settings.model)) if value is not None}
+    return shlex.join(["python", "-m", "benchmarks", "quickstart", *(f"--{k}={v}" for k, v in flags.items())])

@@ -1,0 +1,224 @@
+"""One seed from data to figures: the federation in real processes, and beside it what it has to be compared with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aggregator.store.home import Home
+from benchmarks.command_line import BenchmarkError
+from benchmarks.quickstart.device import DeviceSpec
+from benchmarks.quickstart.evaluation import Evaluator, Score, evaluator_of
+from benchmarks.quickstart.local import fresh_adapter, train_locally
+from benchmarks.quickstart.outcome import DeviceOutcome, SeedOutcome
+from benchmarks.quickstart.processes import DevicePool, Event, invite, make_home, serve
+from benchmarks.quickstart.progress import FederationProgress, Stages
+from benchmarks.quickstart.settings import DEVICES, Device, Settings
+from benchmarks.quickstart.study import Study
+from benchmarks.quickstart.versions import FinishedRun, first_slots, read_finished_run
+from edge_client.errors import EdgeClientError
+from edge_client.manifest_writer import write_manifest
+from edge_client.torch_trainer import TorchTrainer
+from protocol.manifest import Manifest
+from protocol.payload import AdapterTensors
+
+__all__ = ["Experiment", "Finished"]
+
+_RANK_MAX = max(device.rank for device in DEVICES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A seed's figures, and what is needed to use its result."""
+
+    outcome: SeedOutcome
+    """The figures."""
+    trainer: TorchTrainer
+    """Holds the base model."""
+    adapter: AdapterTensors
+    """The global adapter at the highest rank."""
+
+
+class Experiment:
+    """One seed.
+
+    Args:
+        settings: The call's.
+        study: The data.
+        seed: Of data order and fresh rows.
+        model: Folder or hub id of the base.
+        folder: An empty folder for home, tickets and data.
+        stages: Says what is being done.
+    """
+
+    def __init__(self, settings: Settings, study: Study, seed: int, model: str, folder: Path, stages: Stages) -> None:
+        self._settings, self._study, self._seed, self._model = settings, study, seed, model
+        self._folder, self._stages = folder, stages
+        self._home = folder / "home"
+        self._manifest_file, self._held_out = folder / "manifest.json", folder / "held_out.jsonl"
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> Finished:
+        """Runs it.
+
+        Raises:
+            BenchmarkError: A process failed, or the model does not fit.
+        """
+        torch.set_num_threads(1)  # the devices work at the same time
+        try:
+            return self._run()
+        except EdgeClientError as error:
+            raise BenchmarkError(str(error)) from error
+
+    def _run(self) -> Finished:
+        manifest = self._prepare()
+        with serve(self._home, self._folder / "aggregator.txt"):
+            pool = DevicePool(self._device_specs())
+            with ExitStack() as processes:
+                federated = self._federate(processes.enter_context(pool))
+                handed_on = processes.pop_all()
+        with handed_on:  # the devices train alone while we train on everything
+            run = read_finished_run(Home(self._home), manifest)
+            trainer, evaluator = self._trainer(), evaluator_of(manifest.task, self._held_out)
+            trainer.info(manifest)
+            scores = self._score_run(evaluator, trainer, run)
+            pooled = self._train_pooled(evaluator, trainer, manifest)
+            self._stages.say("waiting for the devices that train alone")
+            alone = {name: event for name, event in pool.until("alone") if event["kind"] == "alone"}
+        self._seconds["all"] = self._stages.elapsed_s
+        outcome = SeedOutcome(
+            seed=self._seed,
+            seconds=self._seconds,
+            untrained={**self._study.untrained, "zero-shot": scores.zero_shot},
+            rounds=scores.rounds,
+            pooled=pooled,
+            devices=[
+                _device_outcome(name, device, federated[name], alone[name], scores.own_rank[device.rank])
+                for name, device in self._devices.items()
+            ],
+            layers=run.layers,
+        )
+        return Finished(outcome=outcome, trainer=trainer, adapter=run.versions[-1])
+
+    @property
+    def _devices(self) -> Mapping[str, Device]:
+        return dict(zip(self._study.train, DEVICES, strict=True))
+
+    def _prepare(self) -> Manifest:
+        """Writes data and manifest, and makes the home."""
+        preset = self._settings.preset
+        _write_rows(self._held_out, self._study.held_out)
+        for name, rows in self._study.train.items():
+            (self._folder / name).mkdir()
+            _write_rows(self._train_file(name), rows)
+        _write_rows(self._folder / "pooled.jsonl", [row for rows in self._study.train.values() for row in rows])
+        manifest = write_manifest(self._model, self._study.task, rank_max=_RANK_MAX)
+        self._manifest_file.write_bytes(manifest.to_json())
+        make_home(
+            self._home,
+            self._manifest_file,
+            rounds=preset.rounds,
+            devices=len(DEVICES),
+            local=preset.local,
+            seed=self._seed,
+        )
+        return manifest
+
+    def _device_specs(self) -> list[DeviceSpec]:
+        specs = []
+        for name, device in self._devices.items():
+            ticket = self._folder / name / "ticket"
+            invite(self._home, ticket)
+            specs.append(
+                DeviceSpec(
+                    name=name,
+                    device=device,
+                    ticket=str(ticket),
+                    folder=str(self._folder / name),
+                    model=self._model,
+                    train=str(self._train_file(name)),
+                    held_out=str(self._held_out),
+                    quantization=self._settings.quantization,
+                    manifest=str(self._manifest_file),
+                    rounds=self._settings.preset.rounds,
+                    local=self._settings.preset.local,
+                    seed=self._seed,
+                )
+            )
+        return specs
+
+    def _federate(self, pool: DevicePool) -> dict[str, Event]:
+        """Follows the devices to the end of the run; what each told then, by name."""
+        started = self._stages.elapsed_s
+        terminal = sys.stdout if sys.stdout.isatty() else None
+        ranks = {name: device.rank for name, device in self._devices.items()}
+        progress = FederationProgress(self._stages, self._settings.preset.rounds, ranks, terminal)
+        found = {}
+        for name, event in pool.until("federated"):
+            progress.show(name, event)
+            if event["kind"] == "federated":
+                found[name] = event
+        self._seconds["federated"] = self._stages.elapsed_s - started
+        return found
+
+    def _trainer(self) -> TorchTrainer:
+        return TorchTrainer(
+            self._model,
+            self._folder / "pooled.jsonl",
+            eval_data=self._held_out,
+            quantization=self._settings.quantization,
+            rank=_RANK_MAX,
+        )
+
+    def _score_run(self, evaluator: Evaluator, trainer: TorchTrainer, run: FinishedRun) -> _RunScores:
+        self._stages.say(f"scoring every round on {len(self._study.held_out)} held-out examples")
+        scores = [evaluator.score(trainer, version) for version in run.versions]
+        lower = [device.rank for device in DEVICES if device.rank < _RANK_MAX]
+        own = {rank: evaluator.score(trainer, first_slots(run.versions[-1], rank)) for rank in lower}
+        return _RunScores(zero_shot=scores[0], rounds=scores[1:], own_rank={**own, _RANK_MAX: scores[-1]})
+
+    def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest) -> Score:
+        """The ceiling: all data in one place, at the highest rank, for as many passes."""
+        preset = self._settings.preset
+        self._stages.say("training on everybody's data in one place, for comparison")
+        adapter = train_locally(
+            trainer,
+            fresh_adapter(manifest, _RANK_MAX, self._seed),
+            rounds=preset.rounds,
+            local=preset.local,
+            seed=self._seed,
+        )
+        return evaluator.score(trainer, adapter)
+
+    def _train_file(self, name: str) -> Path:
+        return self._folder / name / "train.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunScores:
+    zero_shot: Score
+    rounds: Sequence[Score]
+    own_rank: Mapping[int, Score]
+
+
+def _device_outcome(name: str, device: Device, federated: Event, alone: Event, own_rank: Score) -> DeviceOutcome:
+    return DeviceOutcome(
+        name=name,
+        device=device,
+        num_examples=federated["num_examples"],
+        received=federated["received"],
+        sent=federated["sent"],
+        alone=Score(metrics=alone["metrics"], by_query=np.array(alone["by_query"], dtype=np.float64)),
+        own_rank=own_rank,
+    )
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

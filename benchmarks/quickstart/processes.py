@@ -1,0 +1,168 @@
+"""Starts and ends the processes of a federation: the daemon, and one process a device that tells what it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.command_line import BenchmarkError
+from benchmarks.quickstart.device import DeviceSpec
+from protocol.assignment import LocalTraining
+
+__all__ = ["DevicePool", "Event", "invite", "make_home", "serve"]
+
+Event = Mapping[str, Any]
+
+_GOODBYE_S = 20.0
+_QUIET = {
+    "OMP_NUM_THREADS": "1",  # several processes share the cores: more threads than cores only wait for each other
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def make_home(home: Path, manifest: Path, *, rounds: int, devices: int, local: LocalTraining, seed: int) -> None:
+    """Makes the home of a run, as an operator would: ``tributary-aggregator init``."""
+    training = {name: value for name, value in asdict(local).items() if name != "learning_rate_scale"}
+    flags = {"rounds": rounds, "cohort_size": devices, "poll_s": 0.5, "seed": seed, **training}
+    _aggregator("init", str(home), f"--manifest={manifest}", *(f"--{name}={value}" for name, value in flags.items()))
+
+
+def invite(home: Path, ticket: Path) -> None:
+    """Writes a ticket for one device: ``tributary-aggregator invite``."""
+    _aggregator("invite", str(home), f"--out={ticket}")
+
+
+@contextmanager
+def serve(home: Path, log: Path) -> Iterator[None]:
+    """Runs the daemon on two free ports of this machine, for the length of a block.
+
+    Raises:
+        BenchmarkError: It does not come up.
+    """
+    ports = ["--endpoint=tcp://127.0.0.1:0", "--enrolment_endpoint=tcp://127.0.0.1:0"]
+    command = [*_AGGREGATOR, "serve", str(home), *ports, "--log_level=warning", "--json"]
+    with log.open("w") as errors:
+        daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+    try:
+        if not _stdout(daemon).readline():  # it says one line once devices can connect
+            raise BenchmarkError(f"the aggregator did not start: {_last_line(log)}")
+        yield
+    finally:
+        _end(daemon)
+        _stdout(daemon).close()
+
+
+class DevicePool:
+    """One process a device; what they tell comes out as one stream of events.
+
+    Args:
+        specs: One a device; each has a folder that exists, where its messages to stderr are kept.
+    """
+
+    def __init__(self, specs: Sequence[DeviceSpec]) -> None:
+        self._events: queue.Queue[tuple[str, Event | None]] = queue.Queue()
+        self._specs, self._processes = specs, [_start(spec) for spec in specs]
+        self._readers = [
+            threading.Thread(target=self._read, args=(spec.name, _stdout(process)), daemon=True)
+            for spec, process in zip(specs, self._processes, strict=True)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def until(self, kind: str) -> Iterator[tuple[str, Event]]:
+        """Yields ``(device, event)`` until every device has told an event of this kind.
+
+        Raises:
+            BenchmarkError: A device failed or ended before.
+        """
+        missing = {spec.name for spec in self._specs}
+        while missing:
+            name, event = self._events.get()
+            if event is None or event["kind"] == "failed":
+                if event is not None or name in missing:
+                    raise BenchmarkError(f"device {name} failed: {self._reason(name, event)}")
+                continue
+            if event["kind"] == kind:
+                missing.discard(name)
+            yield name, event
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for process in self._processes:
+            _end(process)
+        for reader, process in zip(self._readers, self._processes, strict=True):
+            reader.join()
+            _stdout(process).close()
+
+    def __enter__(self) -> DevicePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, name: str, lines: IO[str]) -> None:
+        for line in lines:
+            if line.startswith("{"):  # whatever else a library prints is not ours
+                self._events.put((name, json.loads(line)))
+        self._events.put((name, None))
+
+    def _reason(self, name: str, event: Event | None) -> str:
+        if event is not None:
+            return str(event["reason"])
+        return _last_line(_log(next(spec for spec in self._specs if spec.name == name)))
+
+
+_AGGREGATOR = [sys.executable, "-m", "aggregator.cli"]
+
+
+def _aggregator(*arguments: str) -> None:
+    done = subprocess.run([*_AGGREGATOR, *arguments], capture_output=True, text=True, env=_environment(), check=False)
+    if done.returncode:
+        raise BenchmarkError(done.stderr.strip() or f"`tributary-aggregator {arguments[0]}` exited {done.returncode}")
+
+
+def _start(spec: DeviceSpec) -> subprocess.Popen[str]:
+    path = Path(spec.folder) / "device.json"
+    spec.write(path)
+    command = [sys.executable, "-m", "benchmarks.quickstart.device", str(path)]
+    with _log(spec).open("w") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+
+
+def _log(spec: DeviceSpec) -> Path:
+    return Path(spec.folder) / "errors.txt"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, **_QUIET}
+
+
+def _stdout(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_GOODBYE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,158 @@
+"""What the quick start runs with: its flags, its presets, and the four devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from benchmarks.command_line import UsageError
+from protocol.assignment import LocalTraining
+from protocol.manifest import Quantization
+
+__all__ = ["DEVICES", "PRESETS", "Device", "Preset", "Settings", "read_settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one device can afford, and how it chose to scale its adapter."""
+
+    rank: int
+    """LoRA rank."""
+    lora_alpha: float
+    """PEFT's ``lora_alpha``."""
+    use_rslora: bool = False
+    """Scaling ``α/√r`` instead of ``α/r``."""
+
+
+DEVICES: Sequence[Device] = (
+    Device(rank=2, lora_alpha=4),
+    Device(rank=4, lora_alpha=12),
+    Device(rank=8, lora_alpha=12),
+    Device(rank=16, lora_alpha=8, use_rslora=True),
+)
+"""Four devices of different strength and habit: scalings 2, 3, 1.5 and (rank-stabilised) 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much is done."""
+
+    seeds: int
+    """Repetitions with other training draws and data orders; the held-out part stays."""
+    rounds: int
+    """Federated rounds; a device alone and the pooled data are given the same number of local ones."""
+    train_per_device: int | None
+    """Most training examples of a device; None: all."""
+    held_out_per_device: int | None
+    """Most held-out examples of each device; None: all."""
+    local: LocalTraining
+    """How a device trains in a round."""
+
+
+_LOCAL = LocalTraining(learning_rate=7e-4, epochs=0.25, batch_size=8)
+"""Chosen on a third of the training files, never on held-out queries. A quarter of the data a round: new examples in
+each of four rounds teach more than the same ones again."""
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "quick": Preset(seeds=1, rounds=4, train_per_device=256, held_out_per_device=100, local=_LOCAL),
+        "full": Preset(seeds=3, rounds=4, train_per_device=512, held_out_per_device=200, local=_LOCAL),
+        "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None, local=_LOCAL),
+    }
+)
+"""``quick`` is the demo, under five minutes on two cores; ``full`` gives deviations; ``paper`` uses all there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One call of the quick start, checked."""
+
+    preset_name: str
+    """Name in :data:`PRESETS`."""
+    seed: int
+    """First seed."""
+    out: Path | None
+    """Where the result goes as JSON; None: nowhere."""
+    query: str | None
+    """What to search for in the end; None: asked for, if there is a terminal."""
+    data: str | None
+    """Folder or hub data set of a classification task to federate instead; None: code search."""
+    model: str | None
+    """Hub id or folder of the base model; None: all-MiniLM-L6-v2 from its package."""
+    quantization: Quantization
+    """How all devices hold the base."""
+    home: Path | None
+    """Where the aggregator's home, the tickets and the data are kept; None: a temporary folder, deleted in the end."""
+
+    @property
+    def preset(self) -> Preset:
+        """How much is done."""
+        return PRESETS[self.preset_name]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the repetitions."""
+        return tuple(range(self.seed, self.seed + self.preset.seeds))
+
+
+def read_settings(
+    *,
+    preset: str,
+    seed: str,
+    quantization: str,
+    out: str | None,
+    query: str | None,
+    data: str | None,
+    model: str | None,
+    home: str | None,
+) -> Settings:
+    """Checks flags as they were typed.
+
+    Raises:
+        UsageError: All that is wrong, in one message.
+    """
+    texts = {"out": out, "query": query, "data": data, "model": model, "home": home}
+    # fire gives True for a flag without a value, whatever the annotation says
+    faults = [f"--{name}: expected text, got nothing" for name, text in texts.items() if text in (True, "")]
+    faults += _faults(preset, seed, quantization)
+    faults += [] if faults else _path_faults(out, home)
+    if faults:
+        raise UsageError("\n".join(faults))
+    return Settings(
+        preset_name=preset,
+        seed=int(seed),
+        out=_path(out),
+        query=query,
+        data=data,
+        model=model,
+        quantization=Quantization(quantization),
+        home=_path(home),
+    )
+
+
+def _faults(preset: str, seed: str, quantization: str) -> list[str]:
+    whole = str(seed).isdecimal() and int(seed) < 1 << 31
+    checks = [
+        (preset in PRESETS, f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}"),
+        (whole, f"--seed: expected a whole number from 0, got {seed!r}"),
+        (
+            quantization in list(Quantization),
+            f"--quantization: expected one of {', '.join(Quantization)}, got {quantization!r}",
+        ),
+    ]
+    return [text for right, text in checks if not right]
+
+
+def _path_faults(out: str | None, home: str | None) -> list[str]:
+    faults = []
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        faults.append(f"--out: there is no folder {Path(out).absolute().parent}")
+    if home is not None and Path(home).exists() and not (Path(home).is_dir() and not any(Path(home).iterdir())):
+        faults.append(f"--home: expected a new or empty folder, there is something at {home}")
+    return faults
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value).absolute()

@@ -1,0 +1,134 @@
+"""What is federated: who owns which rows, what is held out, and what does without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.command_line import BenchmarkError
+from benchmarks.data.code_search import CodeSearch, load_code_search
+from benchmarks.data.functions import Function, PackageNotFoundError
+from benchmarks.data.partition import deal_by_label
+from benchmarks.data.words import distinct_words
+from benchmarks.quickstart.evaluation import Score, score_search
+from benchmarks.quickstart.settings import DEVICES, Preset
+from benchmarks.tfidf import tfidf_scores
+from edge_client.data.sources import open_rows
+from edge_client.errors import DataError
+from protocol.manifest import Pooling, Task, TaskKind
+
+if TYPE_CHECKING:
+    from edge_client.data.sources import Rows
+
+__all__ = ["Study", "code_search_study", "labelled_study"]
+
+Row = Mapping[str, object]
+
+_MAX_LENGTH = 48
+"""Tokens of a code-search text: a body's distinct words seldom make more."""
+_CONCENTRATION = 1.0
+"""Label mixtures that differ visibly between devices, none of them degenerate."""
+
+_LABELS_MAX = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One seed's data."""
+
+    task: Task
+    """The run's task."""
+    train: Mapping[str, Sequence[Row]]
+    """Rows by device name, one device for each of :data:`~benchmarks.quickstart.settings.DEVICES`."""
+    held_out: Sequence[Row]
+    """Rows that all models are scored on."""
+    untrained: Mapping[str, Score]
+    """What scores how without training or model, by name."""
+    functions: Sequence[Function] = ()
+    """The held-out functions, if the study is code search."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the data comes from, with versions."""
+
+
+def code_search_study(preset: Preset, seed: int) -> Study:
+    """Each device owns the functions of one installed package.
+
+    Raises:
+        BenchmarkError: A package is missing.
+    """
+    try:
+        data = load_code_search(
+            train_per_package=preset.train_per_device, held_out_per_package=preset.held_out_per_device, seed=seed
+        )
+    except PackageNotFoundError as error:
+        raise BenchmarkError(str(error)) from error
+    return Study(
+        task=Task(kind=TaskKind.EMBEDDING, max_length=_MAX_LENGTH, pooling=Pooling.MEAN),
+        train={package: [_pair(function) for function in functions] for package, functions in data.train.items()},
+        held_out=[_pair(function) for function in data.held_out],
+        untrained={"TF-IDF": _tfidf(data)},
+        functions=data.held_out,
+        sources=data.versions,
+    )
+
+
+def labelled_study(data: str, preset: Preset, seed: int) -> Study:
+    """Deals a classification data set out to the devices, each with its own mixture of labels.
+
+    Args:
+        data: Folder with ``train.jsonl`` and ``validation.jsonl``, or a hub data set with these splits.
+        preset: How much of it to take.
+        seed: Draws the examples and the mixtures.
+
+    Raises:
+        BenchmarkError: It cannot be read, or is no classification task.
+    """
+    try:
+        training, held_out = open_rows(data, "train"), open_rows(data, "validation")
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
+    rng, count = np.random.default_rng(seed), len(DEVICES)
+    rows = _take(training, preset.train_per_device, rng)
+    labels = [row.get("label") for row in rows]
+    names = _label_names(data, labels)
+    parts = deal_by_label(labels, count, concentration=_CONCENTRATION, rng=rng)
+    scored = _take(held_out, preset.held_out_per_device, np.random.default_rng(0))
+    majority = max(names, key=[str(label) for label in labels].count)
+    share = float(np.mean([str(row["label"]) == majority for row in scored]))
+    return Study(
+        task=Task(kind=TaskKind.CLASSIFICATION, max_length=128, labels=tuple(names), pooling=Pooling.MEAN),
+        train={f"device-{number}": [rows[index] for index in part] for number, part in enumerate(parts, 1)},
+        held_out=scored,
+        untrained={"majority label": Score(metrics={"accuracy": share}, by_query=np.zeros(0))},
+        sources={data: f"{len(training)} training, {len(held_out)} validation rows"},
+    )
+
+
+def _label_names(data: str, labels: Sequence[object]) -> list[str]:
+    """Names in order of their index: numbers stand for themselves, text is sorted."""
+    if labels and all(isinstance(label, int) and label >= 0 for label in labels):
+        names = [str(index) for index in range(max(int(str(label)) for label in labels) + 1)]
+    else:
+        names = sorted({label for label in labels if isinstance(label, str)})
+    if not 2 <= len(names) <= _LABELS_MAX:
+        raise BenchmarkError(
+            f"{data}: expected a field 'label' with 2 to {_LABELS_MAX} different values, whole numbers from 0 or text"
+        )
+    return names
+
+
+def _pair(function: Function) -> Row:
+    return {"query": function.query, "target": distinct_words(function.body)}
+
+
+def _tfidf(data: CodeSearch) -> Score:
+    queries, bodies = [f.query for f in data.held_out], [f.body for f in data.held_out]
+    return score_search(tfidf_scores(queries, bodies))
+
+
+def _take(rows: Rows, per_device: int | None, rng: np.random.Generator) -> list[Row]:
+    count = len(rows) if per_device is None else min(len(rows), per_device * len(DEVICES))
+    return [rows[int(index)] for index in sorted(rng.permutation(len(rows))[:count])]
