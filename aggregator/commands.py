@@ -6,6 +6,8 @@ Every flag arrives as text. What only a plan needs is imported when it runs, so 
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json import dumps, loads
@@ -333,7 +335,10 @@ def _write_secret(path: Path, data: bytes) -> None:
 
 def say(outcome: Outcome, as_json: bool) -> None:
     """Prints what a command has to say, at once: a program may be waiting for the line."""
-    print(dumps(outcome.data) if as_json else outcome.text, flush=True)
+    try:
+        print(dumps(outcome.data) if as_json else outcome.text, flush=True)
+    except BrokenPipeError:  # whoever read has heard enough; that is no reason to fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _status_text(found: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class ControlServer:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, operations: Operations) -> None:
-        self._operations = operations
+        self._operations, self._path = operations, Path(endpoint.removeprefix("ipc://"))
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 1000
         self.socket.setsockopt(zmq.MAXMSGSIZE, _REQUEST_MAX_BYTES)
@@ -50,8 +50,9 @@ class ControlServer:
             self.socket.send(json.dumps(self._reply(self.socket.recv_multipart()[0])).encode())
 
     def close(self) -> None:
-        """Takes no more commands."""
+        """Takes no more commands; the last answer still leaves."""
         self.socket.close()
+        self._path.unlink(missing_ok=True)
 
     def _reply(self, request: bytes) -> dict[str, Any]:
         try:

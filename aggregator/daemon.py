@@ -234,6 +234,7 @@ def open_daemon(
         stopping = StopFlag()
         live = LiveRun(federation, hub, stopping.set, clock)
         control = ControlServer(context, home.control_endpoint, Operations(home, journal, enrolment, live))
+        stack.callback(control.close)
         parts = _Parts(
             federation=federation,
             enrolment=enrolment,

@@ -25,8 +25,8 @@ from protocol.ticket import Ticket
 
 __all__ = ["Enrolment"]
 
-_ATTEMPTS = 10
-"""Enrolments a minute from one address: plenty for a room of devices behind one router, nothing for guessing."""
+_ATTEMPTS = 600
+"""Enrolments a minute from one address: plenty for devices behind one router, and a bound on the journal's load."""
 
 
 class Enrolment:

@@ -6,6 +6,7 @@ import zmq
 
 from aggregator.enrolment import Enrolment
 from aggregator.errors import ConfigError
+from aggregator.rate import RateLimit
 from aggregator.store.home import Endpoints
 from aggregator.store.journal import Journal
 from protocol import messages
@@ -95,7 +96,10 @@ def test_an_expired_ticket_enrols_nobody(world: World) -> None:
     assert not world.enrolment.admits(PHONE)
 
 
-def test_a_guessed_token_enrols_nobody_and_guessing_is_slowed_down(world: World) -> None:
+def test_a_guessed_token_enrols_nobody_and_guessing_is_slowed_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.enrolment, "_limit", RateLimit(10, per_s=60.0))
     codes = [world.code(f"{guess:032x}", PHONE) for guess in range(30)]
     assert set(codes[:10]) == {NackCode.TICKET}
     assert set(codes[10:]) == {NackCode.RETRY_LATER}
