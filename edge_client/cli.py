@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import fire
 
@@ -51,29 +52,30 @@ _USAGE = "usage: tributary-client manifest|keygen|join|leave …; `tributary-cli
 
 
 class Plan:
-    """What a command would do; has no public member that fire could offer or call.
+    """What a command would do. It holds nothing, since fire offers and calls whatever a result holds."""
 
-    Args:
-        action: Does it and returns what to print.
-        as_json: Whether to print it as JSON.
-    """
 
-    __slots__ = ("__action", "__as_json")
+_ACTIONS: WeakKeyDictionary[Plan, tuple[Callable[[], dict[str, Any]], bool]] = WeakKeyDictionary()
+"""What each plan does, giving what to print, and whether to print that as JSON."""
 
-    def __init__(self, action: Callable[[], dict[str, Any]], as_json: bool) -> None:
-        self.__action, self.__as_json = action, as_json
 
-    @staticmethod
-    def _execute(plan: Plan) -> int:
-        try:
-            result = plan.__action()
-        except EdgeClientError as error:
-            return _complain(error, as_json=plan.__as_json)
-        if plan.__as_json:
-            print(json.dumps(result))
-        else:
-            print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items()))
-        return 0
+def _planned(action: Callable[[], dict[str, Any]], as_json: bool) -> Plan:
+    plan = Plan()
+    _ACTIONS[plan] = action, as_json
+    return plan
+
+
+def _execute(plan: Plan) -> int:
+    action, as_json = _ACTIONS[plan]
+    try:
+        result = action()
+    except EdgeClientError as error:
+        return _complain(error, as_json=as_json)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items()))
+    return 0
 
 
 class Commands:
@@ -124,7 +126,7 @@ class Commands:
             pooling=Pooling(pooled),
             template=None if template is None else str(template),
         )
-        return Plan(lambda: _write_manifest(source, described, target, highest, targets), as_json)
+        return _planned(lambda: _write_manifest(source, described, target, highest, targets), as_json)
 
     def keygen(self, out: str, *, json: bool = False) -> Plan:
         """Make a key, for runs where the operator enrols devices by hand; prints the public half to hand over.
@@ -136,7 +138,7 @@ class Commands:
         faults = _Faults()
         path, as_json = Path(faults.text("out", out)), faults.flag("json", json)
         faults.check()
-        return Plan(lambda: _make_key(path), as_json)
+        return _planned(lambda: _make_key(path), as_json)
 
     def join(
         self,
@@ -205,7 +207,7 @@ class Commands:
             on_round=_print_round_json if as_json else _print_round,
             progress_bar=bar,
         )
-        return Plan(lambda: asdict(client.run()), as_json)
+        return _planned(lambda: asdict(client.run()), as_json)
 
     def leave(
         self,
@@ -236,7 +238,7 @@ class Commands:
             folder = default_folder(read_ticket(str(ticket)), None if key is None else Path(str(key)))
         if not (folder / "run.json").is_file():
             raise ConfigError(f"{folder} holds no state of a run: nothing to leave")
-        return Plan(lambda: _leave(folder, forced), as_json)
+        return _planned(lambda: _leave(folder, forced), as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(plan, Plan):
             print(_USAGE, file=sys.stderr)
             return 2
-        return Plan._execute(plan)
+        return _execute(plan)
     except EdgeClientError as error:
         return _complain(error, as_json=as_json)
     except KeyboardInterrupt:

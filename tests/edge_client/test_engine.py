@@ -52,7 +52,7 @@ def test_metrics_are_reported_where_no_update_is_asked_for(fake_aggregator, devi
     assert len(aggregator.durable) == 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cuts=st.frozensets(st.integers(1, 60), max_size=12))
 def test_wherever_the_link_breaks_every_round_is_trained_and_counted_once(fake_aggregator, device_in, cuts):
     aggregator = fake_aggregator(rounds=2, cuts=cuts)
@@ -64,7 +64,7 @@ def test_wherever_the_link_breaks_every_round_is_trained_and_counted_once(fake_a
     assert [number for number, _ in aggregator.durable] == one.trainer.rounds == [1, 2]
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(kills=st.frozensets(st.integers(1, 60), max_size=8), cuts=st.frozensets(st.integers(1, 60), max_size=4))
 def test_wherever_the_process_dies_no_trained_round_is_trained_again(fake_aggregator, device_in, kills, cuts):
     aggregator = fake_aggregator(rounds=2, cuts=cuts, kills=kills)
