@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     try:
         plan = fire.Fire(Commands, command=arguments, name="tributary-client", serialize=lambda result: None)
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, Plan) or plan not in _ACTIONS:
             print(_USAGE, file=sys.stderr)
             return 2
         return _execute(plan)

@@ -51,6 +51,12 @@ def test_what_no_command_takes_stops_it_before_anything_is_done(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_members_name_behind_a_command_is_a_usage_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["keygen", "a.key", "__class__"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_is_no_error_and_names_the_arguments(monkeypatch, capsys):
     monkeypatch.setenv("PAGER", "cat")
     with pytest.raises(SystemExit) as exit_:
