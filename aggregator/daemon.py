@@ -96,11 +96,12 @@ class Daemon:
 
     Attributes:
         endpoints: Where it listens.
+        wakeup_fd: A byte written here wakes the loop.
     """
 
     def __init__(self, parts: _Parts, endpoints: Endpoints, stopping: StopFlag, clock: Callable[[], float]) -> None:
         self._parts, self._stopping, self._clock = parts, stopping, clock
-        self.endpoints = endpoints
+        self.endpoints, self.wakeup_fd = endpoints, parts.wakeup.write_fd
         self._swept_at = clock()
         self._told = ""
         self._poller = zmq.Poller()
@@ -261,11 +262,22 @@ def serve(home: Home, settings: ServeSettings, ready: Callable[[Endpoints], None
     threadpool_limits(1)  # checking an upload is one pass over its values; a second BLAS thread only gets in the way
     _raise_file_limit()
     with open_daemon(home, settings) as daemon:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())
-        ready(daemon.endpoints)
-        daemon.run()
+        with _stopped_by_signals(daemon):
+            ready(daemon.endpoints)
+            daemon.run()
         _log.info("stopped")
+
+
+@contextmanager
+def _stopped_by_signals(daemon: Daemon) -> Iterator[None]:
+    """A signal may reach another thread than the loop's and would not end its poll: the pipe does."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: daemon.stop())
+    signal.set_wakeup_fd(daemon.wakeup_fd, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
 
 
 @contextmanager

@@ -30,15 +30,16 @@ class Wakeup:
 
     Attributes:
         fd: The end to watch; readable after :meth:`set` until :meth:`clear`.
+        write_fd: The other end, for :func:`signal.set_wakeup_fd`.
     """
 
     def __init__(self) -> None:
-        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def set(self) -> None:
         """Wakes whoever watches."""
         with suppress(BlockingIOError):  # it is full of wake-ups already
-            os.write(self._write_fd, b"\0")
+            os.write(self.write_fd, b"\0")
 
     def clear(self) -> None:
         """Takes all wake-ups."""
@@ -51,7 +52,7 @@ class Wakeup:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
-        os.close(self._write_fd)
+        os.close(self.write_fd)
 
 
 class _Waking(Executor):
