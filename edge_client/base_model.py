@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from torch import nn
 
 from edge_client.checkpoint import Checkpoint
 from edge_client.cpu_nf4 import mend_cpu_nf4
@@ -18,7 +19,14 @@ from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_backbone", "load_config", "load_tokenizer", "meta_backbone", "resolve_compute_dtype"]
+__all__ = [
+    "load_backbone",
+    "load_config",
+    "load_tokenizer",
+    "meta_backbone",
+    "resolve_compute_dtype",
+    "switch_off_dropout",
+]
 
 
 def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -150,6 +158,13 @@ def load_backbone(
     mend_cpu_nf4(model)
     model.requires_grad_(False)
     return model
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Sets the probability of every dropout layer to zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 def _auto_class(task: Task) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edge_client.base_model import load_backbone, load_tokenizer, resolve_compute_dtype
+from edge_client.base_model import load_backbone, load_tokenizer, resolve_compute_dtype, switch_off_dropout
 from edge_client.checkpoint import Checkpoint
 from edge_client.data.sources import open_rows
 from edge_client.data.tasks import Example, encode_rows, encode_texts
@@ -65,6 +65,8 @@ class TorchTrainer:
         micro_batch_size: Examples per forward pass; None: the whole batch. A contrastive loss needs the whole batch.
         device: torch device; None: ``cuda`` where there is one, else ``cpu``.
         compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on CUDA devices that have it, fp32 on a CPU.
+        base_dropout: Whether the base's own dropout layers are on in training. Off, a step of a small encoder on a CPU
+            takes about a quarter less time.
 
     Raises:
         ConfigError: Arguments are wrong; all of them are named.
@@ -84,6 +86,7 @@ class TorchTrainer:
         micro_batch_size: int | None = None,
         device: str | None = None,
         compute_dtype: str = "auto",
+        base_dropout: bool = False,
     ) -> None:
         _check(quantization=quantization, rank=rank, lora_alpha=lora_alpha, micro_batch_size=micro_batch_size)
         self._source = model
@@ -94,6 +97,7 @@ class TorchTrainer:
         self._micro_batch_size = micro_batch_size
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._compute_dtype = resolve_compute_dtype(compute_dtype, self._device)
+        self._base_dropout = base_dropout
         self._resident: _Resident | None = None
 
     @property
@@ -110,6 +114,7 @@ class TorchTrainer:
             DataError: A row does not fit the task.
         """
         if self._resident is None or self._resident.manifest != manifest:
+            self._resident = None  # so that two bases are never in memory at once
             self._resident = self._prepare(manifest)
         return TrainerInfo(
             fingerprint=manifest.base.fingerprint,
@@ -195,6 +200,8 @@ class TorchTrainer:
             device=self._device,
             compute_dtype=self._compute_dtype,
         )
+        if not self._base_dropout:
+            switch_off_dropout(backbone)
         model = TaskModel(backbone, task)
         return _Resident(
             manifest=manifest,

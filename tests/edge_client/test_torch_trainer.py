@@ -122,13 +122,21 @@ def test_micro_batches_give_the_same_update(name, ready, assign, handout):
     updates = []
     for size in (None, 3):
         trainer, manifest = ready(name, micro_batch_size=size)
-        for module in trainer.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         local = {"batch_size": 16, "epochs": 0.5, "learning_rate": 1e-4}
         updates.append(run(trainer, assign(4, **local), handout(manifest, 4, size=0.1)).update.slots)
     np.testing.assert_allclose(*updates, atol=2e-5)
     assert np.abs(updates[0]).max() > 5e-5
+
+
+def test_dropout_of_the_base_is_on_only_when_asked_for(ready, assign, handout):
+    updates = []
+    for on, seed in ((False, 1), (False, 2), (True, 1), (True, 2)):
+        trainer, manifest = ready("pooled", base_dropout=on)
+        assignment = assign(4, batch_size=32, seed=seed, learning_rate=1e-4)  # one batch: the order hardly matters
+        updates.append(run(trainer, assignment, handout(manifest, 4, size=0.1)).update.slots)
+    without, also_without, dropped, also_dropped = updates
+    np.testing.assert_allclose(without, also_without, atol=2e-5)
+    assert np.abs(dropped - also_dropped).max() > 1e-4
 
 
 def test_a_learning_rate_of_zero_changes_nothing(ready, assign, handout):
