@@ -24,7 +24,7 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **quiet, "PYTHONPATH": str(ROOT), **extra}
 
 
-def command(module: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run_command(module: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs one command of the product in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -78,11 +78,11 @@ class Daemon:
         self.process.stdout.close()
 
     def status(self) -> dict[str, Any]:
-        return json.loads(command("aggregator.cli", "status", self.home, "--json").stdout)
+        return json.loads(run_command("aggregator.cli", "status", self.home, "--json").stdout)
 
     def invite(self, number: int) -> Path:
         ticket = self.home.with_name(f"{self.home.name}-{number}.ticket")
-        command("aggregator.cli", "invite", self.home, "--out", ticket)
+        run_command("aggregator.cli", "invite", self.home, "--out", ticket)
         return ticket
 
 
@@ -125,6 +125,12 @@ class Device:
 
 
 @pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs one command of the product, ``command(module, *arguments)``; it must succeed unless ``check=False``."""
+    return run_command
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Makes homes and serves them; all daemons end with the test."""
     with ExitStack() as stack:
@@ -132,7 +138,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         def started(manifest: Path, *, environment: dict[str, str] | None = None, **settings: object) -> Daemon:
             home = tmp_path / str(settings.pop("run", "home"))
             flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-            command("aggregator.cli", "init", home, "--manifest", manifest, "--poll_s", "0.2", *flags)
+            run_command("aggregator.cli", "init", home, "--manifest", manifest, "--poll_s", "0.2", *flags)
             daemon = Daemon(home, **(environment or {}))
             stack.callback(lambda: daemon.process.poll() is None and daemon.kill())
             return daemon
