@@ -7,18 +7,19 @@ of the job: run again after a crash it writes the same objects.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from aggregator.merge import ClientUpdate, GlobalState, make_handout, merge_round
+from aggregator.merge import ClientUpdate, GlobalState, MergeError, make_handout, merge_round
 from aggregator.store.objects import DigestMismatch, ObjectStore
 from protocol.assignment import Assignment
 from protocol.codecs import Codec
-from protocol.errors import NackCode, RemoteProtocolError
+from protocol.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from protocol.manifest import Manifest
 from protocol.payload import AdapterTensors, Layout
 
@@ -152,6 +153,9 @@ def store_first_version(job: FirstVersionJob) -> StoredVersion:
 def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
     """Merges a cohort and writes the next version.
 
+    A result that the run's number format cannot hand out is discarded, and the next version is as the last one: one
+    device alone can bring that about, and it must cost the round, not the run.
+
     Returns:
         The next version, and the report as JSON lines.
     """
@@ -167,7 +171,11 @@ def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
         _updates(store, manifest, job.updates),
         server_learning_rate=job.server_learning_rate,
     )
-    following = _store(store, manifest, merged, base.version + 1, base.codec, base.slots, job.seed)
+    try:
+        following = _store(store, manifest, merged, base.version + 1, base.codec, base.slots, job.seed)
+    except (MergeError, LocalProtocolError) as error:
+        told = {"round": job.round, "clients": len(job.updates), "kind": "discarded", "reason": str(error)}
+        return replace(base, version=base.version + 1), (json.dumps(told),)
     return following, tuple(report.lines(job.round))
 
 

@@ -1,6 +1,7 @@
 """A run as its devices live it: rounds, late ones, deadlines, merges under way, restarts, the end and beyond."""
 
 import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -317,6 +318,24 @@ def test_updates_that_change_nothing_keep_the_state_at_zero(new_world):
     zero = GlobalState.zeros(world.manifest)
     assert world.federation.version.version == 3
     assert world.state().to_bytes() == zero.to_bytes()
+
+
+@pytest.mark.parametrize(("codec", "size"), [(Codec.FP16, 1e4), (Codec.BF16, 1e5)])
+def test_updates_that_blow_the_state_up_cost_their_rounds_and_not_the_run(new_world, codec, size):
+    world = new_world(cohort_size=1, rounds=12, handout_codec=codec)
+    device = world.device("a")
+    for _ in range(10):
+        given = device.task()
+        assert isinstance(device.deliver(given, device.update(given, size=size)), messages.Ack)
+    told = [json.loads(line) for number in range(1, 11) for line in world.journal.reports(number)]
+    assert "discarded" in [line["kind"] for line in told]
+    before = world.state().to_bytes()
+    world.restart()
+    device = world.device("b")
+    given = device.task()
+    assert isinstance(device.deliver(given, device.update(given, size=0.0)), messages.Ack)
+    assert world.federation.version.version == 11
+    assert world.state().to_bytes() == before
 
 
 # ---- GET

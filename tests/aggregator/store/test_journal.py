@@ -63,12 +63,14 @@ def test_rows_come_back_as_they_went_in(opened: Journal) -> None:
     assert opened.versions() == [version(0)]
     assert opened.rounds() == [RoundRow(number=1, version=0, seed=7)]
     assert opened.assignments(1) == [assignment("a"), assignment("b")]
-    assert opened.assignment("token of a") == assignment("a")
-    assert opened.uploads(1) == [upload("a")]
+    assert opened.assignment("token of a") == opened.assignment_of(1, "a") == assignment("a")
+    assert opened.uploads(1) == opened.uploads_of("token of a") == [upload("a")]
     assert opened.upload("first of a") == upload("a")
 
 
 def test_what_is_not_there_is_none(journal: Journal) -> None:
+    assert journal.assignment_of(1, "x") is None
+    assert journal.uploads_of("x") == []
     assert journal.upload("x") is journal.assignment("x") is journal.client("x") is journal.get_meta("x") is None
 
 
