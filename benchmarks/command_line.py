@@ -17,7 +17,8 @@ from fire.core import FireExit
 __all__ = ["BENCHMARKS", "BenchmarkError", "Planned", "UsageError", "run_command"]
 
 BENCHMARKS: Mapping[str, str] = MappingProxyType({"quickstart": "benchmarks.quickstart"})
-"""Each benchmark's module: its function ``plan`` has keyword-only parameters, the flags as text, and returns a Planned."""
+"""Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,
+which arrive as text."""
 
 
 class UsageError(Exception):

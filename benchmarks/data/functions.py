@@ -16,8 +16,8 @@ from pathlib import Path
 
 __all__ = ["Function", "PackageNotFoundError", "functions_of", "package_folder", "source_files"]
 
-QUERY_WORDS = (5, 60)
-"""Fewer words say too little to search with, more are no query."""
+QUERY_WORDS = (5, 25)
+"""Fewer words say too little to search with, more are no query that anybody types."""
 BODY_LINES = (3, 60)
 """Shorter bodies delegate, longer ones are cut by the encoder long before they end."""
 PROSE = 0.75

@@ -47,7 +47,7 @@ def test_functions_inside_functions_are_not_taken() -> None:
         "See the documentation of the other function.",
         "Возвращает сумму всех чисел из списка.",
         "x = 1 + 2 * 3 - 4 / 5 ** 6 % 7 == 8 | 9 & 10",
-        "word " * 61,
+        "word " * 26,
     ],
 )
 def test_docstrings_that_are_no_query_are_dropped(docstring: str) -> None:
