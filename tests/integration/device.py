@@ -21,18 +21,19 @@ def main() -> None:
     summary = client.run()
     outcome = {"rounds": rounds, "version": summary.version, "rank": summary.rank, "sent": summary.bytes_sent}
     if texts is not None:
-        outcome["logits"] = logits(client.model, settings["model"], texts)
+        outcome["outputs"] = outputs(client.model, settings["model"], texts)
     print(json.dumps(outcome))
 
 
-def logits(model: object, folder: str, texts: list[str]) -> list[list[float]]:
-    """What the tuned model says of some texts."""
+def outputs(model: object, folder: str, texts: list[str]) -> list[float]:
+    """What the tuned model makes of some texts: last hidden states and logits, flat."""
     import torch
     import transformers
 
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        return model.eval()(**tokens).logits.float().tolist()
+        found = model.eval()(**tokens, output_hidden_states=True)
+    return torch.cat([found.hidden_states[-1].flatten(), found.logits.flatten()]).tolist()
 
 
 if __name__ == "__main__":

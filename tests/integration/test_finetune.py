@@ -33,10 +33,12 @@ def write_rows(path: Path, seed: int) -> Path:
     return path
 
 
-def logits(model: torch.nn.Module, folder: Path) -> np.ndarray:
+def outputs(model: torch.nn.Module, folder: Path) -> np.ndarray:
+    """Last hidden states and logits, flat."""
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        return model.eval()(**tokens).logits.numpy()
+        found = model.eval()(**tokens, output_hidden_states=True)
+    return torch.cat([found.hidden_states[-1].flatten(), found.logits.flatten()]).numpy()
 
 
 def plain_base(folder: Path) -> torch.nn.Module:
@@ -91,12 +93,12 @@ def test_devices_of_mixed_ranks_and_precisions_tune_one_model_that_plain_peft_lo
     for rank in (2, 16):
         adapter = tmp_path / f"rank-{rank}"
         command("aggregator.cli", "export", daemon.home, "--rank", rank, "--out", adapter)
-        exported = logits(peft.PeftModel.from_pretrained(plain_base(tiny_bert), adapter), tiny_bert)
-        by_hand = logits(tuned_by_hand(tiny_bert, Home(daemon.home), rank), tiny_bert)
+        exported = outputs(peft.PeftModel.from_pretrained(plain_base(tiny_bert), adapter), tiny_bert)
+        by_hand = outputs(tuned_by_hand(tiny_bert, Home(daemon.home), rank), tiny_bert)
         np.testing.assert_allclose(exported, by_hand, atol=2e-5)
-    np.testing.assert_allclose(exported, results[2]["logits"], atol=2e-5)
+    np.testing.assert_allclose(exported, results[2]["outputs"], atol=2e-5)
     # The adapter must say something, or equal outputs would prove nothing.
-    assert np.ptp(exported, axis=0).max() > 0.05
+    assert np.abs(exported - outputs(plain_base(tiny_bert), tiny_bert)).max() > 0.05
 
 
 @pytest.mark.gpu
