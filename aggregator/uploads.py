@@ -16,7 +16,8 @@ __all__ = ["Uploads"]
 JOURNAL_EVERY_BYTES = 8 * limits.CHUNK_MAX_BYTES
 """Bytes after which the prefix held is made durable: what a crash can cost an upload at most."""
 IDLE_S = 90.0
-"""Seconds without a byte after which an upload's place goes to the next; its prefix is kept."""
+"""Seconds without :data:`protocol.limits.CHUNK_MIN_BYTES` in one piece, the least that a device sends, after which an
+upload's place goes to the next; its prefix is kept. Anything smaller would let a place be held for ever."""
 
 
 @dataclass
@@ -28,6 +29,8 @@ class _Live:
     promised: int
     """Credit told so far: an offset, never taken back."""
     admitted: bool = False
+    lapsed: bool = False
+    """Whether it lost its place by silence: it stands in no queue until it is heard of again."""
     partial: Partial | None = None
     """Its part file while bytes arrive; those that wait hold no descriptor."""
 
@@ -65,7 +68,7 @@ class Uploads:
             have = row.have if self._objects.has_partial(row.id) else 0
             self._objects.partial(row.id, row.size).close()  # reserves its space
             live = self._live[row.id] = _Live(row, Receiver(row.size, have), have, now, promised=have)
-        live.heard = now
+        live.lapsed = False
         self._admit(now)
         if row.id in self._granted:
             self._granted.remove(row.id)
@@ -105,7 +108,9 @@ class Uploads:
             )
         if not live.receiver.accept(offset, len(payload)):
             return False
-        live.heard = now
+        live.lapsed = False
+        if len(payload) >= limits.CHUNK_MIN_BYTES:
+            live.heard = now
         try:
             self._store(live, offset, payload)
         except StoreFull:
@@ -135,7 +140,7 @@ class Uploads:
         """Takes places from uploads that went quiet; returns the queued ones that got a place since the last call."""
         for live in self._live.values():
             if live.admitted and now - live.heard > IDLE_S:
-                live.admitted = False
+                live.admitted, live.lapsed = False, True
                 live.close()
         self._admit(now)
         granted = [upload for upload in self._granted if upload in self._live]
@@ -143,11 +148,11 @@ class Uploads:
         return granted
 
     def _admit(self, now: float) -> None:
-        """Gives free places in order of arrival, to uploads heard of lately."""
+        """Gives free places in order of arrival."""
         free = self._places - sum(live.admitted for live in self._live.values())
         for live in self._live.values():
-            if free > 0 and not live.admitted and now - live.heard <= IDLE_S:
-                live.admitted = True
+            if free > 0 and not live.admitted and not live.lapsed:
+                live.admitted, live.heard = True, now
                 self._granted.append(live.row.id)
                 free -= 1
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from aggregator.store.journal import UploadRow
 from aggregator.uploads import IDLE_S, JOURNAL_EVERY_BYTES, Uploads
 from protocol.errors import NackCode, RemoteProtocolError
-from protocol.limits import CHUNK_MAX_BYTES, WINDOW_CHUNKS
+from protocol.limits import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, WINDOW_CHUNKS
+
+PIECE = b"x" * CHUNK_MIN_BYTES
 
 
 class FakePartial:
@@ -98,7 +100,7 @@ def test_an_idle_place_goes_to_the_next_and_the_credit_told_stays_good(uploads, 
     for name in "abc":
         uploads.open(row(name), 0.0)
     uploads.write("a" * 64, 0, b"12", 0.0)
-    uploads.open(row("c"), IDLE_S)
+    uploads.write("b" * 64, 0, b"12", 0.0)
     assert uploads.granted(IDLE_S + 1) == ["c" * 64]
     assert not uploads.write("a" * 64, 2, b"34", IDLE_S + 2)
     assert uploads.credit("a" * 64) == (4, 100)
@@ -107,11 +109,33 @@ def test_an_idle_place_goes_to_the_next_and_the_credit_told_stays_good(uploads, 
 
 def test_a_place_is_not_kept_by_pieces_that_bring_nothing(uploads):
     for name in "abc":
-        uploads.open(row(name), 0.0)
-    uploads.write("b" * 64, 0, b"12", IDLE_S)
-    assert not uploads.write("a" * 64, 50, b"x", IDLE_S)
-    uploads.open(row("c"), IDLE_S)
+        uploads.open(row(name, size=4 * len(PIECE)), 0.0)
+    uploads.write("b" * 64, 0, PIECE, IDLE_S)
+    assert not uploads.write("a" * 64, len(PIECE), PIECE, IDLE_S)
+    assert not uploads.write("a" * 64, 0, b"x", IDLE_S)
+    uploads.open(row("a", size=4 * len(PIECE)), IDLE_S)
     assert uploads.granted(IDLE_S + 1) == ["c" * 64]
+    assert [live.admitted for live in uploads._live.values()] == [False, True, True]
+
+
+def test_an_upload_keeps_its_turn_however_long_it_waits(uploads):
+    for name in "abc":
+        uploads.open(row(name, size=100 * len(PIECE)), 0.0)
+    for number in range(50):
+        for name in "ab":
+            uploads.write(name * 64, number * len(PIECE), PIECE, number * IDLE_S / 2)
+            uploads.credit(name * 64)
+        assert uploads.granted(number * IDLE_S / 2) == []
+    uploads.release("a" * 64, 50 * IDLE_S / 2)
+    assert uploads.granted(50 * IDLE_S / 2) == ["c" * 64]
+
+
+def test_an_upload_that_lost_its_place_by_silence_gets_it_back_when_it_is_heard_of(uploads):
+    uploads.open(row("a"), 0.0)
+    assert uploads.granted(IDLE_S + 1) == []
+    assert uploads.granted(IDLE_S + 2) == []
+    assert not uploads.write("a" * 64, 0, b"1", IDLE_S + 3)
+    assert uploads.granted(IDLE_S + 3) == ["a" * 64]
 
 
 def test_an_upload_that_waits_holds_no_descriptor(uploads):
