@@ -1,7 +1,6 @@
 """The client SDK: embeds federated fine-tuning in an app on the device that holds the data."""
 
 import edge_client._siblings  # noqa: F401  (says so at once if a foreign package shadows ours)
-from edge_client.activities import Phase
 from edge_client.client import EdgeClient
 from edge_client.errors import (
     AggregatorError,
@@ -12,6 +11,7 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
+from edge_client.session.activities import Phase
 from edge_client.status import RoundResult, RunSummary, Status
 from edge_client.trainer import Cancelled, LocalResult, Progress, Trainer, TrainerInfo
 from edge_client.trainer_hook import federate

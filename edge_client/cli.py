@@ -30,10 +30,10 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
-from edge_client.files import write_durably
-from edge_client.home import Home, default_folder
-from edge_client.keys import create_key
 from edge_client.status import RoundResult
+from edge_client.storage.files import write_durably
+from edge_client.storage.home import Home, default_folder
+from edge_client.storage.keys import create_key
 from protocol.errors import LocalProtocolError
 from protocol.identity import client_id
 from protocol.manifest import Pooling, Task, TaskKind
@@ -309,7 +309,7 @@ class _Faults:
 
 def _write_manifest(model: str, task: Task, out: Path, rank_max: int, targets: Sequence[str]) -> dict[str, Any]:
     try:
-        from edge_client.manifest_writer import write_manifest
+        from edge_client.model.manifest_writer import write_manifest
     except ImportError as error:
         raise ConfigError(f"reading a model needs torch ({error}): pip install 'tributary-fl[client]'") from error
     try:

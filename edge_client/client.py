@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
-from edge_client.activities import Phase
 from edge_client.config import ClientConfig, LocalModel
-from edge_client.driver import Driver
-from edge_client.engine import Engine
 from edge_client.enrolment import TryAgain, redeem
 from edge_client.errors import EdgeClientError, TicketError
-from edge_client.events import Pause, Resume, Settled, Stop
-from edge_client.home import Home
-from edge_client.jobs import Jobs
-from edge_client.keys import KeyPair
-from edge_client.lazy_trainer import LazyTrainer, torch_trainer
-from edge_client.pacing import backoff_s
 from edge_client.progress_bar import ProgressBar
+from edge_client.session.activities import Phase
+from edge_client.session.driver import Driver
+from edge_client.session.engine import Engine
+from edge_client.session.events import Pause, Resume, Settled, Stop
+from edge_client.session.jobs import Jobs
+from edge_client.session.pacing import backoff_s
+from edge_client.session.worker import ThreadWorker
 from edge_client.status import RoundResult, RunSummary, Status
+from edge_client.storage.home import Home
+from edge_client.storage.keys import KeyPair
 from edge_client.trainer import Progress, Trainer
+from edge_client.trainers.lazy_trainer import LazyTrainer, torch_trainer
 from edge_client.transport.zmq_transport import ZmqNetwork, ZmqTransport
-from edge_client.worker import ThreadWorker
 from protocol.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class EdgeClient:
         residual: Whether to take the part of the global adapter above ``rank`` as a frozen adapter.
         micro_batch_size: Examples in one forward pass; None: the whole batch.
         device: torch device; None: CUDA if there is one.
-        state_dir: Folder for the key, the outbox and what was fetched (``edge_client.home``). None:
+        state_dir: Folder for the key, the outbox and what was fetched (``edge_client.storage.home``). None:
             ``$XDG_DATA_HOME/tributary/…`` or ``~/.local/share/tributary/…``, one folder per run and ticket.
         key: Key file made by ``tributary-client keygen``, where devices are enrolled by hand; None: the device's own.
         name: What the operator's ``status`` calls this device; None: the host name.

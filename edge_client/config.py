@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_client.errors import ConfigError, TicketError
-from edge_client.home import default_folder
+from edge_client.storage.home import default_folder
 from edge_client.trainer import Trainer
 from protocol import limits
 from protocol.errors import RemoteProtocolError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge_client.errors import AggregatorError, NotEnrolledError, TicketError
-from edge_client.refusals import error_of
+from edge_client.session.refusals import error_of
 from edge_client.transport.base import AuthenticationFailed, Connected, Disconnected, Received, Transport
 from protocol import limits
 from protocol.errors import NackCode, RemoteProtocolError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_client.activities import Phase
+from edge_client.session.activities import Phase
 
 __all__ = ["RoundResult", "RunSummary", "Status"]
 

@@ -17,7 +17,7 @@ from protocol.payload import AdapterTensors
 __all__ = ["Cancelled", "LocalResult", "Progress", "Trainer", "TrainerInfo"]
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818 - an outcome, as asyncio.CancelledError is
     """Raised by a trainer between two steps after it was asked to stop."""
 
 

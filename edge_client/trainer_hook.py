@@ -59,7 +59,7 @@ def federate(
         EdgeClientError: This device cannot take part (see :mod:`edge_client.errors`).
     """
     try:
-        from edge_client.hf_trainer import HFTrainerAdapter
+        from edge_client.trainers.hf_trainer import HFTrainerAdapter
     except ImportError as error:
         raise ConfigError(
             f"federate() needs torch and its companions ({error}): pip install 'tributary-fl[client]'"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_client.errors import AggregatorError, BaseModelError
-from edge_client.task_model import TaskModel
+from edge_client.model.task_model import TaskModel
 from protocol.manifest import DenseTensor
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from torch import nn
 
 from edge_client.errors import AggregatorError, BaseModelError
 from edge_client.methods.dense import DenseOffsets
-from edge_client.quiet import quiet_loading
-from edge_client.task_model import TaskModel
+from edge_client.model.quiet import quiet_loading
+from edge_client.model.task_model import TaskModel
 from protocol.manifest import Manifest
 from protocol.payload import AdapterTensors, Layout
 

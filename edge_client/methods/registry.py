@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge_client.errors import ConfigError
 from edge_client.methods.interface import Method
 from edge_client.methods.lora import Lora, LoraSettings
-from edge_client.task_model import TaskModel
+from edge_client.model.task_model import TaskModel
 from protocol.manifest import Manifest
 
 __all__ = ["build_method"]

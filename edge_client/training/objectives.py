@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from edge_client.data.batching import collate, in_order
 from edge_client.data.tasks import Encoded, Example
-from edge_client.task_model import TaskModel
+from edge_client.model.task_model import TaskModel
 from edge_client.training import metrics
 from protocol.manifest import Task, TaskKind
 

@@ -14,7 +14,7 @@ from typing import Self
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from edge_client.keys import KeyPair
+from edge_client.storage.keys import KeyPair
 from edge_client.transport.base import AuthenticationFailed, Connected, Disconnected, LinkEvent, Received
 from protocol import limits
 from protocol.header import Frames

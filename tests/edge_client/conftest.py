@@ -15,15 +15,15 @@ import pytest
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from edge_client.driver import Driver
-from edge_client.engine import Engine
-from edge_client.events import Settled
-from edge_client.home import Home
-from edge_client.jobs import Jobs
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.session.driver import Driver
+from edge_client.session.engine import Engine
+from edge_client.session.events import Settled
+from edge_client.session.jobs import Jobs
+from edge_client.session.worker import InlineWorker
+from edge_client.storage.home import Home
 from edge_client.trainer import Trainer
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from edge_client.transport import AuthenticationFailed, Connected, Disconnected, LinkEvent, Received
-from edge_client.worker import InlineWorker
 from protocol.assignment import Assignment, AssignmentKind, Handout
 from protocol.codecs import Codec
 from protocol.errors import NackCode

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from edge_client import ConfigError, EdgeClient, EdgeClientError, NotEnrolledError, Phase, TicketError
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 
 
 class SlowTrainer(NumpyTrainer):

@@ -11,9 +11,9 @@ import pytest
     [
         "edge_client",
         "edge_client.trainer",
-        "edge_client.numpy_trainer",
-        "edge_client.checkpoint",
-        "edge_client.manifest_writer",
+        "edge_client.trainers.numpy_trainer",
+        "edge_client.model.checkpoint",
+        "edge_client.model.manifest_writer",
         "edge_client.data.sources",
         "edge_client.training.metrics",
     ],

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from edge_client import ConfigError, EdgeClient, federate
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 
 
 def module(name: str, **members: object) -> ModuleType:
@@ -24,7 +24,7 @@ def test_federate_runs_a_client_around_the_users_trainer(loopback, tmp_path, mon
         seen.append((trainer, options))
         return NumpyTrainer(seed=1, rank=options["rank"])
 
-    monkeypatch.setitem(sys.modules, "edge_client.hf_trainer", module("hf", HFTrainerAdapter=adapter))
+    monkeypatch.setitem(sys.modules, "edge_client.trainers.hf_trainer", module("hf", HFTrainerAdapter=adapter))
     server, mine = loopback(rounds=2), SimpleNamespace()
     summary = federate(mine, server.ticket(), rank=2, base="folder", state_dir=tmp_path / "s")
     assert seen == [(mine, {"base": "folder", "rank": 2, "residual": False})]
@@ -41,7 +41,7 @@ def test_model_and_data_make_the_built_in_trainer_with_every_setting(loopback, t
             super().__init__(seed=1)
             seen.append(options)
 
-    monkeypatch.setitem(sys.modules, "edge_client.torch_trainer", module("tt", TorchTrainer=Built))
+    monkeypatch.setitem(sys.modules, "edge_client.trainers.torch_trainer", module("tt", TorchTrainer=Built))
     client = EdgeClient(loopback().ticket(), model="m", data=[{}], rank=4, lora_alpha=8, state_dir=tmp_path / "s")
     with pytest.raises(Exception, match="no model yet"):
         _ = client.model
@@ -52,13 +52,13 @@ def test_model_and_data_make_the_built_in_trainer_with_every_setting(loopback, t
 
 
 def test_federate_without_torch_says_what_to_install(loopback, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "edge_client.hf_trainer", None)
+    monkeypatch.setitem(sys.modules, "edge_client.trainers.hf_trainer", None)
     with pytest.raises(ConfigError, match=r"tributary-fl\[client\]"):
         federate(SimpleNamespace(), loopback().ticket(), state_dir=tmp_path / "s")
 
 
 def test_the_built_in_trainer_without_torch_says_what_to_install(loopback, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "edge_client.torch_trainer", None)
+    monkeypatch.setitem(sys.modules, "edge_client.trainers.torch_trainer", None)
     client = EdgeClient(loopback().ticket(), model="m", data=[{}], state_dir=tmp_path / "s")
     with pytest.raises(ConfigError, match=r"tributary-fl\[client\]"):
         client.run()

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from edge_client.base_model import load_tokenizer
-from edge_client.checkpoint import Checkpoint
 from edge_client.data.tasks import encode_rows
 from edge_client.errors import DataError
+from edge_client.model.base_model import load_tokenizer
+from edge_client.model.checkpoint import Checkpoint
 from protocol.manifest import Task, TaskKind
 
 LABELS = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), max_length=8)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 
-from edge_client.base_model import load_backbone
-from edge_client.checkpoint import Checkpoint
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError
-from edge_client.manifest_writer import write_manifest
 from edge_client.methods import build_method
 from edge_client.methods.lora import Lora, LoraSettings
-from edge_client.task_model import TaskModel
+from edge_client.model.base_model import load_backbone
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.manifest_writer import write_manifest
+from edge_client.model.task_model import TaskModel
 from protocol.manifest import LowRankModule, Manifest, Pooling, Quantization, Task, TaskKind
 from protocol.payload import AdapterTensors, Layout
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import zmq
 
-from edge_client.keys import KeyPair
+from edge_client.storage.keys import KeyPair
 from edge_client.transport import AuthenticationFailed, Connected, Disconnected, Received
 from edge_client.transport.zmq_transport import ZmqNetwork
 from protocol.messages import Hello, Role

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 
 from edge_client.errors import AggregatorError, EdgeClientError
-from edge_client.events import Failed, Install, Installed, Prepare, Prepared, Train, Trained
-from edge_client.home import Home
+from edge_client.session.events import Failed, Install, Installed, Prepare, Prepared, Train, Trained
+from edge_client.session.worker import JobResult
+from edge_client.storage.home import Home
 from edge_client.trainer import LocalResult, Progress, Trainer
-from edge_client.worker import JobResult
 from protocol import limits
 from protocol.assignment import Assignment, AssignmentKind, Handout
 from protocol.errors import LocalProtocolError, RemoteProtocolError

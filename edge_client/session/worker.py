@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from edge_client.events import Failed, Installed, Prepared, Trained
+from edge_client.session.events import Failed, Installed, Prepared, Trained
 
 __all__ = ["InlineWorker", "JobResult", "ThreadWorker", "Worker"]
 

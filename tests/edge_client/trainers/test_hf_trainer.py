@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.hf_trainer import HFTrainerAdapter
-from edge_client.manifest_writer import write_manifest
+from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainer import Cancelled
+from edge_client.trainers.hf_trainer import HFTrainerAdapter
 from protocol.assignment import AssignmentKind
 from protocol.manifest import Pooling, Quantization, Task, TaskKind
 from protocol.payload import AdapterTensors

@@ -18,7 +18,7 @@ __all__ = ["LazyTrainer", "torch_trainer"]
 def torch_trainer(local: LocalModel) -> Trainer:
     """Makes the built-in trainer; imports torch, and says how to install it where it is missing."""
     try:
-        from edge_client.torch_trainer import TorchTrainer
+        from edge_client.trainers.torch_trainer import TorchTrainer
     except ImportError as error:
         raise ConfigError(
             f"training needs torch and its companions ({error}): pip install 'tributary-fl[client]'"

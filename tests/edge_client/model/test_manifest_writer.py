@@ -2,9 +2,9 @@ import pytest
 import torch
 import transformers
 
-from edge_client.checkpoint import Checkpoint
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.manifest_writer import write_manifest
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.manifest_writer import write_manifest
 from protocol.initializers import Distribution
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 

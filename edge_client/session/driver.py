@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_client.activities import Phase
-from edge_client.engine import Engine
-from edge_client.events import (
+from edge_client.session.activities import Phase
+from edge_client.session.engine import Engine
+from edge_client.session.events import (
     Complete,
     Connect,
     Disconnect,
@@ -32,10 +32,10 @@ from edge_client.events import (
     Train,
     Write,
 )
-from edge_client.home import Home
-from edge_client.jobs import Jobs
+from edge_client.session.jobs import Jobs
+from edge_client.session.worker import Worker
+from edge_client.storage.home import Home
 from edge_client.transport.base import AuthenticationFailed, Disconnected, Transport
-from edge_client.worker import Worker
 from protocol.messages import Finished
 
 __all__ = ["Driver", "Traffic"]
@@ -113,7 +113,7 @@ class Driver:
         return self._engine.wake_at if self._started else self._clock()
 
     def feed(self, event: Event) -> None:
-        """Tells the engine something, such as :class:`~edge_client.events.Stop`, and does what follows from it."""
+        """Tells the engine something, such as :class:`.events.Stop`, and does what follows from it."""
         pending: deque[Event] = deque([event])
         while pending:
             now = self._clock()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_client.checkpoint import Checkpoint
 from edge_client.errors import BaseModelError, ConfigError
+from edge_client.model.checkpoint import Checkpoint
 from protocol.initializers import Distribution, Initializer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Pooling, Quantization, Task, TaskKind
 
@@ -47,7 +47,7 @@ def write_manifest(
         BaseModelError: The checkpoint cannot be read, or does not fit the task.
         ConfigError: A target matches no linear layer, or a fresh head is not to be trained.
     """
-    from edge_client.base_model import meta_backbone
+    from edge_client.model.base_model import meta_backbone
 
     checkpoint = Checkpoint.find(model)
     backbone = meta_backbone(checkpoint, task)
@@ -100,7 +100,7 @@ def _dense(
     backbone: PreTrainedModel, checkpoint: Checkpoint, task: Task, train_head: bool, seed: int
 ) -> Iterator[DenseTensor]:
     """Head tensors, fresh ones with an initializer; and any other tensor that the checkpoint does not have."""
-    from edge_client.task_model import HEAD, head_outputs
+    from edge_client.model.task_model import HEAD, head_outputs
 
     outputs, hidden = head_outputs(task), getattr(backbone.config, "hidden_size", 0)
     if outputs:

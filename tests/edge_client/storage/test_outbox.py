@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.outbox import Outbox
+from edge_client.storage.outbox import Outbox
 from edge_client.trainer import LocalResult
 from protocol.assignment import Assignment, AssignmentKind, Handout
 from protocol.codecs import Codec

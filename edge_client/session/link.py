@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edge_client.activities import Activity, Declining, Uploading
-from edge_client.events import Connect, Disconnect, Effect, Send
+from edge_client.session.activities import Activity, Declining, Uploading
+from edge_client.session.events import Connect, Disconnect, Effect, Send
 from protocol import limits
 from protocol.header import Frames
 from protocol.messages import Bye, Hello, Message, Ping, Role, Welcome

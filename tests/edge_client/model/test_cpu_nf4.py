@@ -7,7 +7,7 @@ from bitsandbytes.functional import get_4bit_type
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 
-from edge_client.cpu_nf4 import dequantise, mend_cpu_nf4
+from edge_client.model.cpu_nf4 import dequantise, mend_cpu_nf4
 
 SHAPES = [(64, 64), (48, 48), (80, 48), (24, 80), (5, 100), (7, 10), (3, 7), (33, 65)]
 

@@ -14,13 +14,13 @@ from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from edge_client.checkpoint import Checkpoint
-from edge_client.cpu_nf4 import mend_cpu_nf4
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
 from edge_client.methods import Method, build_method
 from edge_client.methods.lora import LoraSettings
-from edge_client.quiet import quiet_forward
-from edge_client.task_model import TaskModel
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.cpu_nf4 import mend_cpu_nf4
+from edge_client.model.quiet import quiet_forward
+from edge_client.model.task_model import TaskModel
 from edge_client.trainer import Cancelled, LocalResult, Progress, TrainerInfo
 from protocol.assignment import Assignment, AssignmentKind, LocalTraining
 from protocol.manifest import Manifest, Pooling, Quantization
@@ -111,7 +111,7 @@ class HFTrainerAdapter:
         cancelled: Callable[[], bool],
         progress: Callable[[Progress], None],
     ) -> LocalResult:
-        """Carries out one assignment; see :meth:`edge_client.torch_trainer.TorchTrainer.run`."""
+        """Carries out one assignment; see :meth:`edge_client.trainers.torch_trainer.TorchTrainer.run`."""
         if assignment.kind is AssignmentKind.PROBE:
             raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this version does not know")
         if self._method is None or self._manifest is None:

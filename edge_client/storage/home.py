@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import IO, Self
 
 from edge_client.errors import ConfigError, TicketError
-from edge_client.files import write_durably
-from edge_client.keys import KeyPair, create_key, load_key
-from edge_client.objects import Objects
-from edge_client.outbox import Outbox
+from edge_client.storage.files import write_durably
+from edge_client.storage.keys import KeyPair, create_key, load_key
+from edge_client.storage.objects import Objects
+from edge_client.storage.outbox import Outbox
 from protocol.errors import RemoteProtocolError
 from protocol.ticket import Ticket
 from protocol.typed import parse_json

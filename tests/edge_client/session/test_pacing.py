@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.pacing import ChunkSizer, backoff_s
+from edge_client.session.pacing import ChunkSizer, backoff_s
 from protocol import limits
 
 

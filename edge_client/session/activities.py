@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edge_client.events import Outgoing
+from edge_client.session.events import Outgoing
 from protocol.assignment import Assignment
 from protocol.messages import Credit, Data, Finished
 from protocol.transfer import Download, Piece, Sender

@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import nn
 
-from edge_client.checkpoint import Checkpoint
-from edge_client.cpu_nf4 import mend_cpu_nf4
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.quiet import quiet_loading
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.cpu_nf4 import mend_cpu_nf4
+from edge_client.model.quiet import quiet_loading
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import json
 import mmap
 from pathlib import Path
 
-from edge_client.events import Outgoing
-from edge_client.files import sync_folder, write_durably
+from edge_client.session.events import Outgoing
+from edge_client.storage.files import sync_folder, write_durably
 from edge_client.trainer import LocalResult
 from protocol import limits
 from protocol.assignment import Assignment

@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from edge_client.checkpoint import Checkpoint
 from edge_client.errors import BaseModelError
+from edge_client.model.checkpoint import Checkpoint
 from protocol.fingerprint import fingerprint
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edge_client
-from edge_client.activities import Phase
 from edge_client.errors import (
     AggregatorError,
     BaseModelError,
@@ -20,8 +19,9 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
-from edge_client.events import Pause, Resume, Stop
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.session.activities import Phase
+from edge_client.session.events import Pause, Resume, Stop
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import AssignmentKind
 from protocol.errors import NackCode
 from protocol.messages import Chunk, Credit, Data, Decline, Get, Nack, Offer, Ping, Ready, Wait, Welcome

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edge_client.base_model import load_backbone, load_tokenizer, resolve_compute_dtype, switch_off_dropout
-from edge_client.checkpoint import Checkpoint
 from edge_client.data.sources import open_rows
 from edge_client.data.tasks import Example, encode_rows, encode_texts
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
 from edge_client.methods import Method, build_method
 from edge_client.methods.lora import LoraSettings
-from edge_client.quiet import quiet_forward
-from edge_client.task_model import TaskModel
+from edge_client.model.base_model import load_backbone, load_tokenizer, resolve_compute_dtype, switch_off_dropout
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.quiet import quiet_forward
+from edge_client.model.task_model import TaskModel
 from edge_client.trainer import LocalResult, Progress, TrainerInfo
 from edge_client.training.loop import train
 from edge_client.training.objectives import Context, Objective, embed, objective_of

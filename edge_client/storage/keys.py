@@ -10,7 +10,7 @@ from pathlib import Path
 import zmq
 
 from edge_client.errors import ConfigError
-from edge_client.files import write_durably
+from edge_client.storage.files import write_durably
 from protocol.errors import RemoteProtocolError
 from protocol.identity import check_key, client_id
 from protocol.typed import parse_json

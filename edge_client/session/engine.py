@@ -7,7 +7,7 @@ property test that breaks the link at every point. Three things are kept apart, 
 * the *activity*, what is asked of the aggregator now, which a broken link ends (every request can be repeated);
 * the *job*, what the trainer does, which goes on whatever the link does.
 
-What must not be lost, a trained result, is in the outbox before :class:`~edge_client.events.Trained` is fed in.
+What must not be lost, a trained result, is in the outbox before :class:`~edge_client.session.events.Trained` is fed in.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from edge_client.activities import Activity, Asking, Declining, Fetching, Job, Phase, Reporting, Uploading
 from edge_client.errors import AggregatorError, NotEnrolledError, TicketError
-from edge_client.events import (
+from edge_client.session.activities import Activity, Asking, Declining, Fetching, Job, Phase, Reporting, Uploading
+from edge_client.session.events import (
     Complete,
     Effect,
     Event,
@@ -43,9 +43,9 @@ from edge_client.events import (
     Trained,
     Write,
 )
-from edge_client.link import Link
-from edge_client.pacing import ChunkSizer, backoff_s
-from edge_client.refusals import decline_reason, error_of
+from edge_client.session.link import Link
+from edge_client.session.pacing import ChunkSizer, backoff_s
+from edge_client.session.refusals import decline_reason, error_of
 from edge_client.trainer import TrainerInfo
 from edge_client.transport.base import AuthenticationFailed, Connected, Disconnected, Received
 from protocol import limits
@@ -97,7 +97,7 @@ class Engine:
             aggregator may not have taken notice of the key yet.
 
     Attributes:
-        wake_at: When to feed a :class:`~edge_client.events.Tick` at the latest; None once it is over.
+        wake_at: When to feed a :class:`~edge_client.session.events.Tick` at the latest; None once it is over.
     """
 
     def __init__(

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from edge_client.errors import AggregatorError, ConfigError
-from edge_client.numpy_trainer import NumpyTrainer
 from edge_client.trainer import Cancelled
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import AssignmentKind
 from protocol.initializers import Distribution, Initializer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind

@@ -9,13 +9,19 @@ import pytest
 import torch
 import transformers
 
-from edge_client.base_model import load_backbone, load_config, load_tokenizer, meta_backbone, resolve_compute_dtype
-from edge_client.checkpoint import Checkpoint
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.manifest_writer import write_manifest
 from edge_client.methods.lora import Lora, LoraSettings
-from edge_client.quiet import quiet_forward
-from edge_client.task_model import TaskModel
+from edge_client.model.base_model import (
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    meta_backbone,
+    resolve_compute_dtype,
+)
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.manifest_writer import write_manifest
+from edge_client.model.quiet import quiet_forward
+from edge_client.model.task_model import TaskModel
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
 

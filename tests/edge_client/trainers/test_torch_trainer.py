@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError, EdgeClientError
-from edge_client.manifest_writer import write_manifest
-from edge_client.torch_trainer import TorchTrainer
+from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainer import Cancelled
+from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.assignment import AssignmentKind
 from protocol.manifest import Pooling, Quantization, Task, TaskKind
 from protocol.payload import AdapterTensors, Layout

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from edge_client.errors import ConfigError
-from edge_client.keys import create_key, load_key
+from edge_client.storage.keys import create_key, load_key
 
 
 def test_a_key_is_read_back_and_only_its_owner_can_read_the_file(tmp_path):

@@ -1,0 +1,1 @@
+"""The base model: found, fingerprinted, loaded in any precision, described in a manifest."""
