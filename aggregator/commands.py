@@ -65,8 +65,8 @@ def init(
     config = run_config(run or Path(home).resolve().name, settings)
 
     def do() -> Outcome:
-        from aggregator.peft_folder import read_peft_folder
-        from aggregator.peft_state import state_from_adapter
+        from aggregator.adapters.peft_folder import read_peft_folder
+        from aggregator.adapters.peft_state import state_from_adapter
         from aggregator.runs import create_run
 
         universe = _manifest(Path(manifest))
@@ -114,7 +114,7 @@ def serve(
 
     def do() -> Outcome:
         from aggregator.daemon import serve as serve_home
-        from aggregator.endpoints import ServeSettings
+        from aggregator.gate.endpoints import ServeSettings
         from aggregator.store.home import Endpoints, Home
 
         def ready(bound: Endpoints) -> None:
@@ -230,7 +230,7 @@ def export(home: str, *, rank: str, out: str, version: str = "", overwrite: str 
     replace = parse_switch("overwrite", overwrite)
 
     def do() -> Outcome:
-        from aggregator.export import export_version
+        from aggregator.adapters.export import export_version
         from aggregator.store.home import Home
 
         exported = export_version(Home(Path(home)), slots, Path(out), version=number, overwrite=replace)
@@ -270,7 +270,7 @@ def merge(
     replace = parse_switch("overwrite", overwrite)
 
     def do() -> Outcome:
-        from aggregator.merge_folders import merge_folders
+        from aggregator.adapters.merge_folders import merge_folders
 
         report = merge_folders([Path(f) for f in folders], shares, slots, Path(target), overwrite=replace)
         modules = len(report.modules)

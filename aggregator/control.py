@@ -15,8 +15,8 @@ from typing import Any
 import zmq
 
 from aggregator import errors
-from aggregator.enrolment import Enrolment
 from aggregator.errors import AggregatorError, HomeError, HomeInUse
+from aggregator.gate.enrolment import Enrolment
 from aggregator.operations import Operations, StoppedRun
 from aggregator.runs import current_config
 from aggregator.store.home import Home, HomeLock

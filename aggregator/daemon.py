@@ -20,15 +20,15 @@ from dataclasses import dataclass
 import zmq
 from threadpoolctl import threadpool_limits
 
-from aggregator.authentication import Domain, Gate
 from aggregator.control import ControlServer
-from aggregator.endpoints import ServeSettings, endpoints_to_bind
-from aggregator.enrolment import Enrolment
 from aggregator.errors import AggregatorError, HomeInUse
 from aggregator.federation import Federation
+from aggregator.gate.authentication import Domain, Gate
+from aggregator.gate.endpoints import ServeSettings, endpoints_to_bind
+from aggregator.gate.enrolment import Enrolment
+from aggregator.gate.router import RETRY_S, Incoming, Port, make_context
 from aggregator.hub import Hub, Outgoing
 from aggregator.operations import Operations
-from aggregator.router import RETRY_S, Incoming, Port, make_context
 from aggregator.runs import current_config
 from aggregator.status import Status, run_status
 from aggregator.store.home import Endpoints, Home, HomeLock

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
-from aggregator.admission import check_device
 from aggregator.config import RunConfig
 from aggregator.errors import ConfigError
-from aggregator.intake import KEPT, Decision, Intake, stale
+from aggregator.intake.admission import check_device
+from aggregator.intake.updates import KEPT, Decision, Intake, stale
 from aggregator.rounds.handouts import Handouts
 from aggregator.rounds.machine import MemberState, Phase, Round, Wait
 from aggregator.rounds.recovery import recovered_round

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from aggregator.enrolment import Enrolment
 from aggregator.errors import ConfigError, HomeError
+from aggregator.gate.enrolment import Enrolment
 from aggregator.runs import current_config
 from aggregator.status import Status
 from aggregator.store.home import Home

@@ -16,12 +16,12 @@ from aggregator.store.journal import Journal, VersionRow
 from aggregator.store.objects import ObjectStore
 from benchmarks.simulation.clock import VirtualClock
 from benchmarks.simulation.memory import MemoryNetwork
-from edge_client.driver import Driver
-from edge_client.engine import Engine
-from edge_client.home import Home
-from edge_client.jobs import Jobs
+from edge_client.session.driver import Driver
+from edge_client.session.engine import Engine
+from edge_client.session.jobs import Jobs
+from edge_client.session.worker import InlineWorker
+from edge_client.storage.home import Home
 from edge_client.trainer import Trainer
-from edge_client.worker import InlineWorker
 from protocol.manifest import Manifest
 
 __all__ = ["SimulatedRun"]
@@ -55,7 +55,7 @@ class SimulatedRun:
 
     Example:
         >>> import tempfile
-        >>> from edge_client.numpy_trainer import NumpyTrainer
+        >>> from edge_client.trainers.numpy_trainer import NumpyTrainer
         >>> from benchmarks.simulation.manifests import toy_manifest
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = RunConfig(run="doc", rounds=2, cohort_size=2, default_rank=2)

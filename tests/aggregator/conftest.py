@@ -18,10 +18,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from aggregator.config import RunConfig
 from aggregator.federation import Executors, Federation
+from aggregator.gate.router import make_context
 from aggregator.hub import Hub
 from aggregator.merge import GlobalState
 from aggregator.rounds.work import FirstVersionJob, store_first_version
-from aggregator.router import make_context
 from aggregator.store.journal import Journal, VersionRow
 from aggregator.store.objects import ObjectStore
 from aggregator.store.recovery import recover_store

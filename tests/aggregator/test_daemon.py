@@ -9,8 +9,8 @@ import zmq
 from aggregator import daemon as daemon_module
 from aggregator.config import RunConfig
 from aggregator.daemon import Daemon, open_daemon
-from aggregator.endpoints import ServeSettings
 from aggregator.errors import HomeInUse, PortInUse, StoreFull
+from aggregator.gate.endpoints import ServeSettings
 from aggregator.runs import create_run
 from aggregator.store.home import Home, HomeLock
 from protocol import messages

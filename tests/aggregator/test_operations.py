@@ -7,8 +7,8 @@ import zmq
 
 from aggregator.config import RunConfig
 from aggregator.control import ControlServer, command
-from aggregator.enrolment import Enrolment
 from aggregator.errors import AggregatorError, ConfigError, HomeError, HomeInUse
+from aggregator.gate.enrolment import Enrolment
 from aggregator.operations import Operations, StoppedRun
 from aggregator.runs import create_run
 from aggregator.store.home import Endpoints, Home, HomeLock

@@ -8,7 +8,7 @@ import json
 import sys
 
 from edge_client import EdgeClient
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 
 
 def main() -> None:

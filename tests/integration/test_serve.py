@@ -21,8 +21,8 @@ from aggregator.store.journal import Journal
 from aggregator.store.rows import UploadState
 from edge_client import EdgeClient
 from edge_client.errors import NotEnrolledError, TicketError
-from edge_client.numpy_trainer import NumpyTrainer
 from edge_client.trainer import Cancelled
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 from protocol.ticket import Ticket
 

@@ -14,7 +14,7 @@ from aggregator.config import RunConfig
 from aggregator.merge import GlobalState
 from benchmarks.simulation import SimulatedRun
 from benchmarks.simulation.manifests import toy_manifest
-from edge_client.numpy_trainer import NumpyTrainer
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import LocalTraining
 from protocol.codecs import Codec
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
-from aggregator.admission import check_offer
 from aggregator.config import RunConfig
+from aggregator.intake.admission import check_offer
+from aggregator.intake.uploads import Uploads
 from aggregator.rounds.work import VerifyJob, verify_upload
 from aggregator.store.journal import AssignmentRow, Journal, UploadRow
 from aggregator.store.objects import ObjectStore
 from aggregator.store.rows import AssignmentState, UploadState
-from aggregator.uploads import Uploads
 from protocol import messages
 from protocol.assignment import Assignment
 from protocol.errors import NackCode, RemoteProtocolError

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
+from aggregator.adapters.peft_state import adapter_from_state, state_from_adapter
 from aggregator.merge import Factors, GlobalState, Increment, MergeError
-from aggregator.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
-from aggregator.peft_state import adapter_from_state, state_from_adapter
 from protocol.initializers import Distribution, Initializer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 

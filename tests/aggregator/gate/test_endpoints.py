@@ -1,7 +1,7 @@
 import pytest
 
-from aggregator.endpoints import ServeSettings, endpoints_to_bind
 from aggregator.errors import ConfigError
+from aggregator.gate.endpoints import ServeSettings, endpoints_to_bind
 from aggregator.store.home import Endpoints
 
 LAST = Endpoints(data="tcp://10.0.0.5:4001", enrolment="tcp://10.0.0.5:4007", advertise="hub.example")

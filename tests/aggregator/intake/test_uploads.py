@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregator.intake.uploads import IDLE_S, JOURNAL_EVERY_BYTES, Uploads
 from aggregator.store.journal import UploadRow
-from aggregator.uploads import IDLE_S, JOURNAL_EVERY_BYTES, Uploads
 from protocol.errors import NackCode, RemoteProtocolError
 from protocol.limits import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, WINDOW_CHUNKS
 

@@ -3,9 +3,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from aggregator import router
-from aggregator.authentication import Domain, Gate
-from aggregator.router import Port
+from aggregator.gate import router
+from aggregator.gate.authentication import Domain, Gate
+from aggregator.gate.router import Port
 
 OK = zmq.Event.HANDSHAKE_SUCCEEDED
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.rate import RateLimit
+from aggregator.gate.rate import RateLimit
 
 
 @given(st.integers(1, 20), st.lists(st.floats(0.0, 30.0), max_size=200))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from aggregator.adapters.merge_folders import merge_adapters, merge_folders
+from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder
 from aggregator.merge import MergeError
-from aggregator.merge_folders import merge_adapters, merge_folders
-from aggregator.peft_folder import PeftAdapter, PeftModule, read_peft_folder
 
 SHAPES = {"layer.q": (7, 5), "layer.v": (4, 9), "layer.out": (6, 6)}
 

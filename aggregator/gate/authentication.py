@@ -18,7 +18,7 @@ from enum import StrEnum
 import zmq
 from zmq.utils import z85
 
-from aggregator.rate import RateLimit
+from aggregator.gate.rate import RateLimit
 
 __all__ = ["Domain", "Gate"]
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from aggregator.authentication import Domain
 from aggregator.errors import ConfigError, PortInUse
+from aggregator.gate.authentication import Domain
 from protocol import limits
 
 __all__ = ["Incoming", "Port", "make_context"]

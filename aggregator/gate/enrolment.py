@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 
 from aggregator.errors import ConfigError
-from aggregator.rate import RateLimit
+from aggregator.gate.rate import RateLimit
 from aggregator.store.home import Endpoints
 from aggregator.store.journal import Journal, TokenRefused
 from aggregator.store.rows import ClientRow, ClientStatus

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aggregator.adapters.peft_folder import write_peft_folder
+from aggregator.adapters.peft_state import adapter_from_state
 from aggregator.control import command
 from aggregator.merge import GlobalState
-from aggregator.peft_folder import write_peft_folder
-from aggregator.peft_state import adapter_from_state
 from aggregator.store.home import Home
 from aggregator.store.objects import ObjectStore
 

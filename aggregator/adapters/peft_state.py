@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aggregator.adapters.peft_folder import PeftAdapter, PeftModule
 from aggregator.merge import GlobalState, Increment, MergeError, slot_factors
-from aggregator.peft_folder import PeftAdapter, PeftModule
 from protocol.manifest import TaskKind
 
 if TYPE_CHECKING:

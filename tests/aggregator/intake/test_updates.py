@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aggregator.errors import StoreFull
-from aggregator.intake import OFFERS_MAX
+from aggregator.intake.updates import OFFERS_MAX
 from protocol import messages
 from protocol.codecs import Codec
 from protocol.errors import NackCode

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from aggregator import router
-from aggregator.authentication import Domain, Gate
 from aggregator.errors import ConfigError, PortInUse
-from aggregator.router import Incoming, Port
+from aggregator.gate import router
+from aggregator.gate.authentication import Domain, Gate
+from aggregator.gate.router import Incoming, Port
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_nothing_is_said_to_a_peer_that_never_spoke(port, forgotten) -> None:
 
 def test_automatic_routing_ids_differ_from_start_to_start() -> None:
     program = (
-        "import zmq; from aggregator.router import make_context; context = make_context();"
+        "import zmq; from aggregator.gate.router import make_context; context = make_context();"
         "router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER);"
         "router.bind('inproc://ids'); dealer.connect('inproc://ids'); dealer.send(b'');"
         "print(router.recv().hex()); context.destroy(linger=0)"

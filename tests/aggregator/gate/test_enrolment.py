@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from aggregator.enrolment import Enrolment
 from aggregator.errors import ConfigError
-from aggregator.rate import RateLimit
+from aggregator.gate.enrolment import Enrolment
+from aggregator.gate.rate import RateLimit
 from aggregator.store.home import Endpoints
 from aggregator.store.journal import Journal
 from protocol import messages

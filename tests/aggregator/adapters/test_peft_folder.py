@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from aggregator.merge_folders import merge_folders
-from aggregator.peft_folder import (
+from aggregator.adapters.merge_folders import merge_folders
+from aggregator.adapters.peft_folder import (
     PeftAdapter,
     PeftFolderError,
     PeftModule,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
 from aggregator.merge import (
     DenseReport,
     MergeError,
@@ -21,7 +22,6 @@ from aggregator.merge import (
     slot_factors,
     stack,
 )
-from aggregator.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
