@@ -19,7 +19,7 @@ DEVICE = Path(__file__).with_name("device.py")
 TIMEOUT_S = 100
 
 
-def environment(**extra: str) -> dict[str, str]:
+def quiet_environment(**extra: str) -> dict[str, str]:
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **quiet, "PYTHONPATH": str(ROOT), **extra}
 
@@ -30,7 +30,7 @@ def run_command(module: str, *arguments: object, check: bool = True) -> subproce
         [sys.executable, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=quiet_environment(),
         check=False,
         timeout=TIMEOUT_S,
     )
@@ -41,8 +41,8 @@ def run_command(module: str, *arguments: object, check: bool = True) -> subproce
 class Daemon:
     """``tributary-aggregator serve`` in a process of its own."""
 
-    def __init__(self, home: Path, **extra: str) -> None:
-        self.home, self._extra = home, extra
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.log = home.with_suffix(".log")
         self.endpoint: str | None = None
         self.start()
@@ -54,7 +54,7 @@ class Daemon:
             arguments += ["--endpoint", "tcp://127.0.0.1:0"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                arguments, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(**self._extra)
+                arguments, stdout=subprocess.PIPE, stderr=log, text=True, env=quiet_environment()
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -100,7 +100,7 @@ class Device:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=quiet_environment(),
         )
 
     def kill(self) -> None:
@@ -125,6 +125,12 @@ class Device:
 
 
 @pytest.fixture
+def environment() -> Callable[..., dict[str, str]]:
+    """The variables that processes are started with, and more."""
+    return quiet_environment
+
+
+@pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs one command of the product, ``command(module, *arguments)``; it must succeed unless ``check=False``."""
     return run_command
@@ -135,11 +141,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Makes homes and serves them; all daemons end with the test."""
     with ExitStack() as stack:
 
-        def started(manifest: Path, *, environment: dict[str, str] | None = None, **settings: object) -> Daemon:
+        def started(manifest: Path, **settings: object) -> Daemon:
             home = tmp_path / str(settings.pop("run", "home"))
             flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
             run_command("aggregator.cli", "init", home, "--manifest", manifest, "--poll_s", "0.2", *flags)
-            daemon = Daemon(home, **(environment or {}))
+            daemon = Daemon(home)
             stack.callback(lambda: daemon.process.poll() is None and daemon.kill())
             return daemon
 
