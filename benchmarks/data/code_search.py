@@ -1,7 +1,8 @@
 """Federated code search: each device owns one code base and learns to find its functions by what they are for.
 
-A pair is a function's docstring (the query) and its body without name and docstring (the target). Nothing is labelled
-by hand. Files, not functions, are split, so no held-out function has a neighbour in the training part.
+A pair is a function's docstring (the query), and its parameters and body without name and docstring (the target).
+Nothing is labelled by hand. Files, not functions, are split, so no held-out function has a neighbour in the training
+part.
 """
 
 from __future__ import annotations

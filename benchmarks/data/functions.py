@@ -38,6 +38,8 @@ class Function:
 
     query: str
     """First paragraph of its docstring, on one line."""
+    parameters: tuple[str, ...]
+    """Names of its parameters, ``self`` and ``cls`` left out."""
     body: str
     """Source of its statements, dedented, without the docstring; its own name is replaced by ``_``."""
     package: str
@@ -48,6 +50,11 @@ class Function:
     """Qualified name inside the file, such as ``Graph.add_edge``."""
     line: int
     """Line of its ``def``, from 1."""
+
+    @property
+    def code(self) -> str:
+        """What is searched: parameters and body, neither name nor docstring."""
+        return f"{' '.join(self.parameters)}\n{self.body}"
 
 
 def package_folder(package: str) -> Path:
@@ -81,8 +88,8 @@ def functions_of(source: str, *, package: str, file: str) -> Iterator[Function]:
 
     Example:
         >>> text = 'def area(r):\n    "Return the area of a circle."\n    a = r * r\n    a *= 3.14\n    return a\n'
-        >>> [(f.query, f.body) for f in functions_of(text, package="p", file="f.py")]
-        [('Return the area of a circle.', 'a = r * r\na *= 3.14\nreturn a')]
+        >>> [(f.query, f.parameters, f.body) for f in functions_of(text, package="p", file="f.py")]
+        [('Return the area of a circle.', ('r',), 'a = r * r\na *= 3.14\nreturn a')]
     """
     try:
         tree = ast.parse(source)
@@ -92,7 +99,15 @@ def functions_of(source: str, *, package: str, file: str) -> Iterator[Function]:
     for name, node in _definitions(tree, ""):
         query, body = _query(node), _body(node, lines)
         if query and body:
-            yield Function(query=query, body=body, package=package, file=file, name=name, line=node.lineno)
+            yield Function(
+                query=query,
+                parameters=_parameters(node.args),
+                body=body,
+                package=package,
+                file=file,
+                name=name,
+                line=node.lineno,
+            )
 
 
 def _is_test(relative: Path) -> bool:
@@ -105,6 +120,12 @@ def _definitions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Node]]:
             yield prefix + node.name, node
         elif isinstance(node, ast.ClassDef):
             yield from _definitions(node, f"{prefix}{node.name}.")
+
+
+def _parameters(arguments: ast.arguments) -> tuple[str, ...]:
+    starred = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *starred]
+    return tuple(argument.arg for argument in named if argument.arg not in ("self", "cls"))
 
 
 def _query(node: _Node) -> str | None:

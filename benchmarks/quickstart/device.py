@@ -73,7 +73,7 @@ def run_device(spec: DeviceSpec) -> None:
     from benchmarks.quickstart.evaluation import evaluator_of
     from benchmarks.quickstart.local import fresh_adapter, train_locally
     from edge_client import EdgeClient
-    from edge_client.torch_trainer import TorchTrainer
+    from edge_client.trainers.torch_trainer import TorchTrainer
 
     trainer = TorchTrainer(
         spec.model,

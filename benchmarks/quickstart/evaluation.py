@@ -19,7 +19,7 @@ from protocol.payload import AdapterTensors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edge_client.torch_trainer import TorchTrainer
+    from edge_client.trainers.torch_trainer import TorchTrainer
 
 __all__ = ["Evaluator", "LabelEvaluator", "Score", "SearchEvaluator", "evaluator_of", "score_search"]
 

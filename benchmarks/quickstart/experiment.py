@@ -24,8 +24,8 @@ from benchmarks.quickstart.settings import DEVICES, Device, Settings
 from benchmarks.quickstart.study import Study
 from benchmarks.quickstart.versions import FinishedRun, first_slots, read_finished_run
 from edge_client.errors import EdgeClientError
-from edge_client.manifest_writer import write_manifest
-from edge_client.torch_trainer import TorchTrainer
+from edge_client.model.manifest_writer import write_manifest
+from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.manifest import Manifest
 from protocol.payload import AdapterTensors
 
@@ -126,7 +126,7 @@ class Experiment:
             self._manifest_file,
             rounds=preset.rounds,
             devices=len(DEVICES),
-            local=preset.local,
+            local=self._study.local,
             seed=self._seed,
         )
         return manifest
@@ -148,7 +148,7 @@ class Experiment:
                     quantization=self._settings.quantization,
                     manifest=str(self._manifest_file),
                     rounds=self._settings.preset.rounds,
-                    local=self._settings.preset.local,
+                    local=self._study.local,
                     seed=self._seed,
                 )
             )
@@ -192,7 +192,7 @@ class Experiment:
             trainer,
             fresh_adapter(manifest, _RANK_MAX, self._seed),
             rounds=preset.rounds,
-            local=preset.local,
+            local=self._study.local,
             seed=self._seed,
         )
         return evaluator.score(trainer, adapter)

@@ -85,18 +85,21 @@ def _scores(outcome: SeedOutcome) -> Iterator[tuple[str, Score]]:
 
 def _models(outcomes: Sequence[SeedOutcome], metric: str) -> str:
     found = comparisons(outcomes)
-    header = ["", *outcomes[0].federated.metrics, *(["federated is ahead by (95 % interval), p"] if found else [])]
+    metrics = list(outcomes[0].federated.metrics)
+    header = ["", *metrics, *(["federated is ahead by (95 % interval), p"] if found else [])]
     header = [name.upper() if name == metric else name for name in header]
     lines = []
-    for index, (name, score) in enumerate(_scores(outcomes[0])):
+    for index, (name, _) in enumerate(_scores(outcomes[0])):
         alike = [list(_scores(outcome))[index][1] for outcome in outcomes]
         comparison = found.get(name.split(", rank")[0])
-        lines.append([name, *(_mean(alike, key) for key in score.metrics)] + [_ahead(comparison)] * bool(found))
+        lines.append([name, *(_mean(alike, key) for key in metrics)] + [_ahead(comparison)] * bool(found))
     return format_table(header, lines)
 
 
 def _mean(scores: Sequence[Score], key: str) -> str:
-    values = [score.metrics[key] for score in scores]
+    values = [score.metrics[key] for score in scores if key in score.metrics]
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"

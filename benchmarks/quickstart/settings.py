@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from benchmarks.command_line import UsageError
-from protocol.assignment import LocalTraining
 from protocol.manifest import Quantization
 
 __all__ = ["DEVICES", "PRESETS", "Device", "Preset", "Settings", "read_settings"]
@@ -47,19 +46,13 @@ class Preset:
     """Most training examples of a device; None: all."""
     held_out_per_device: int | None
     """Most held-out examples of each device; None: all."""
-    local: LocalTraining
-    """How a device trains in a round."""
 
-
-_LOCAL = LocalTraining(learning_rate=7e-4, epochs=0.25, batch_size=8)
-"""Chosen on a third of the training files, never on held-out queries. A quarter of the data a round: new examples in
-each of four rounds teach more than the same ones again."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Preset(seeds=1, rounds=4, train_per_device=256, held_out_per_device=100, local=_LOCAL),
-        "full": Preset(seeds=3, rounds=4, train_per_device=512, held_out_per_device=200, local=_LOCAL),
-        "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None, local=_LOCAL),
+        "quick": Preset(seeds=1, rounds=4, train_per_device=256, held_out_per_device=100),
+        "full": Preset(seeds=3, rounds=4, train_per_device=512, held_out_per_device=200),
+        "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None),
     }
 )
 """``quick`` is the demo, under five minutes on two cores; ``full`` gives deviations; ``paper`` uses all there is."""

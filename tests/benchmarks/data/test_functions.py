@@ -28,6 +28,13 @@ def test_body_holds_neither_docstring_nor_the_functions_own_name() -> None:
     assert function.body == "if not xs:\n    return 0\n# adds the rest\nreturn xs[0] + _(xs[1:])"
 
 
+def test_parameters_of_all_kinds_are_named_but_for_self() -> None:
+    source = 'def f(self, a, /, b: int, *rest, c=1, **more):\n    """Return the sum of all numbers."""\n' + BODY
+    (function,) = functions_of(source, package="p", file="f.py")
+    assert function.parameters == ("a", "b", "c", "rest", "more")
+    assert function.code == "a b c rest more\n" + function.body
+
+
 def test_methods_carry_their_class() -> None:
     method = textwrap.indent(documented("Return the sum of all numbers."), "    ")
     assert found("class Sums:\n" + method) == [("Sums.add", "Return the sum of all numbers.")]
