@@ -34,8 +34,9 @@ class RunConfig:
     """Clients invited per update wanted; 1.3 survives 23 % drop-outs without waiting for the deadline."""
     quorum: int | None = None
     """Updates that suffice once the deadline has passed; None: all of ``cohort_size``."""
-    deadline_s: float | None = None
-    """Seconds after which a round with a quorum closes; None: it waits for its cohort."""
+    deadline_s: float | None = 3600.0
+    """Seconds after which a round with a quorum closes, and one without gives the places of silent devices to others.
+    None: a round waits for its cohort, and one silent device can hold it for ever."""
     poll_s: float = 2.0
     """Mean seconds between two questions of a client that waits for work."""
     default_rank: int = 8

@@ -120,7 +120,7 @@ def test_a_revoked_device_does_not_come_back_by_ticket(world: World) -> None:
     assert world.enrolment.standing(PHONE) is None
 
 
-@pytest.mark.parametrize("who", [PHONE, client_id(PHONE), "phone"])
+@pytest.mark.parametrize("who", [PHONE, client_id(PHONE), "phone"], ids=["key", "id", "name"])
 def test_a_device_is_revoked_by_key_id_or_name(world: World, who: str) -> None:
     world.enrolment.enrol(PHONE, "phone")
     world.enrolment.enrol(LAPTOP, "laptop")
