@@ -15,7 +15,8 @@ import msgpack
 
 from protocol import limits
 from protocol.errors import LocalProtocolError, NackCode, RemoteProtocolError
-from protocol.messages import MESSAGES, READERS, Bulk, Message
+from protocol.messages import MESSAGES, Bulk, Message
+from protocol.readers import READERS
 from protocol.typed import Fields
 
 __all__ = ["Frames", "decode", "encode"]

@@ -16,7 +16,8 @@ from protocol.codecs import Codec
 from protocol.errors import LocalProtocolError, NackCode, ProtocolError, RemoteProtocolError
 from protocol.header import decode, encode
 from protocol.manifest import Quantization
-from protocol.messages import MESSAGES, READERS, Ack, Bulk, Chunk, Message, Ping, Report, Task
+from protocol.messages import MESSAGES, Ack, Bulk, Chunk, Message, Ping, Report, Task
+from protocol.readers import READERS
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 TOKENS = st.text("0123456789abcdef", min_size=32, max_size=32)
