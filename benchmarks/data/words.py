@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["distinct_words", "words"]
+__all__ = ["without_punctuation", "words"]
 
 _RUN = re.compile("[A-Za-z]+")
+_ALPHANUMERIC = re.compile("[A-Za-z]+|[0-9]+")
 _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -20,14 +21,14 @@ def words(text: str) -> list[str]:
     return [part.lower() for run in _RUN.findall(text) for part in _PART.findall(run)]
 
 
-def distinct_words(text: str) -> str:
-    """Each word once, where it first occurs: what a short context holds of a long function.
+def without_punctuation(text: str) -> str:
+    """The letters and digits of a text, what was joined by an underscore taken apart.
 
-    Half of the tokens of source code are punctuation and repetition; an encoder for prose, cut at 64 tokens, finds
-    functions better without them, and in a third of the time.
+    Half of the tokens of source code are punctuation; an encoder for prose that reads 80 tokens of a function finds it
+    better, and sooner, without them.
 
     Example:
-        >>> distinct_words("for node in G: yield node, G[node]")
-        'for node in g yield'
+        >>> without_punctuation("for n in G.get_nodes(2): yield n")
+        'for n in G get nodes 2 yield n'
     """
-    return " ".join(dict.fromkeys(words(text)))
+    return " ".join(_ALPHANUMERIC.findall(text))

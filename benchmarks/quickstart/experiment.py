@@ -31,6 +31,7 @@ from protocol.payload import AdapterTensors
 
 __all__ = ["Experiment", "Finished"]
 
+_POLL_S = 0.5
 _RANK_MAX = max(device.rank for device in DEVICES)
 
 
@@ -113,20 +114,22 @@ class Experiment:
 
     def _prepare(self) -> Manifest:
         """Writes data and manifest, and makes the home."""
-        preset = self._settings.preset
         _write_rows(self._held_out, self._study.held_out)
         for name, rows in self._study.train.items():
             (self._folder / name).mkdir()
             _write_rows(self._train_file(name), rows)
         _write_rows(self._folder / "pooled.jsonl", [row for rows in self._study.train.values() for row in rows])
-        manifest = write_manifest(self._model, self._study.task, rank_max=_RANK_MAX)
+        modules = self._study.target_modules if self._settings.model is None else None
+        manifest = write_manifest(self._model, self._study.task, rank_max=_RANK_MAX, target_modules=modules)
         self._manifest_file.write_bytes(manifest.to_json())
         make_home(
             self._home,
             self._manifest_file,
-            rounds=preset.rounds,
-            devices=len(DEVICES),
-            local=self._study.local,
+            self._study.local,
+            rounds=self._settings.preset.rounds,
+            cohort_size=len(DEVICES),
+            poll_s=_POLL_S,
+            server_learning_rate=self._study.server_learning_rate,
             seed=self._seed,
         )
         return manifest

@@ -31,11 +31,18 @@ _QUIET = {
 }
 
 
-def make_home(home: Path, manifest: Path, *, rounds: int, devices: int, local: LocalTraining, seed: int) -> None:
-    """Makes the home of a run, as an operator would: ``tributary-aggregator init``."""
+def make_home(home: Path, manifest: Path, local: LocalTraining, **settings: float) -> None:
+    """Makes the home of a run, as an operator would: ``tributary-aggregator init``.
+
+    Args:
+        home: Folder to make.
+        manifest: The run's manifest file.
+        local: How the devices train.
+        settings: Others of the run, by the names of the command's flags.
+    """
     training = {name: value for name, value in asdict(local).items() if name != "learning_rate_scale"}
-    flags = {"rounds": rounds, "cohort_size": devices, "poll_s": 0.5, "seed": seed, **training}
-    _aggregator("init", str(home), f"--manifest={manifest}", *(f"--{name}={value}" for name, value in flags.items()))
+    flags = (f"--{name}={value}" for name, value in {**settings, **training}.items())
+    _aggregator("init", str(home), f"--manifest={manifest}", *flags)
 
 
 def invite(home: Path, ticket: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.data.functions import Function
-from benchmarks.data.words import distinct_words
+from benchmarks.data.words import without_punctuation
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.payload import AdapterTensors
 
@@ -30,7 +30,7 @@ class FunctionSearch:
     def __init__(self, trainer: TorchTrainer, adapter: AdapterTensors, functions: Sequence[Function]) -> None:
         trainer.install(adapter, adapter.rank)
         self._trainer, self._functions = trainer, functions
-        self._pool = trainer.embed([distinct_words(function.code) for function in functions])
+        self._pool = trainer.embed([without_punctuation(function.code) for function in functions])
 
     def best(self, query: str, count: int = _BEST) -> list[tuple[float, Function]]:
         """The functions whose bodies are closest to a query, with their cosines."""

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.data.words import distinct_words, words
+from benchmarks.data.words import without_punctuation, words
 
 
 @given(st.text())
@@ -19,7 +19,7 @@ def test_no_letter_is_lost(text: str) -> None:
 
 
 @given(st.text())
-def test_distinct_words_are_the_set_of_words_and_stable(text: str) -> None:
-    distinct = distinct_words(text)
-    assert sorted(distinct.split()) == sorted(set(words(text)))
-    assert distinct_words(distinct) == distinct
+def test_text_without_punctuation_keeps_letters_digits_and_order(text: str) -> None:
+    plain = without_punctuation(text)
+    assert plain.replace(" ", "") == "".join(c for c in text if c.isascii() and c.isalnum())
+    assert without_punctuation(plain) == plain
