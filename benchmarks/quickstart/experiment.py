@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -188,14 +188,17 @@ class Experiment:
         return _RunScores(zero_shot=scores[0], rounds=scores[1:], own_rank={**own, _RANK_MAX: scores[-1]})
 
     def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest) -> Score:
-        """The ceiling: all data in one place, at the highest rank, for as many passes."""
-        preset = self._settings.preset
+        """The ceiling: all data in one place, at the highest rank.
+
+        As many steps as a device takes, each on as many examples as all devices' steps together.
+        """
+        preset, local = self._settings.preset, self._study.local
         self._stages.say("training on everybody's data in one place, for comparison")
         adapter = train_locally(
             trainer,
             fresh_adapter(manifest, _RANK_MAX, self._seed),
             rounds=preset.rounds,
-            local=self._study.local,
+            local=replace(local, batch_size=local.batch_size * len(DEVICES)),
             seed=self._seed,
         )
         return evaluator.score(trainer, adapter)
