@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -90,7 +91,7 @@ class Experiment:
             trainer, evaluator = self._trainer(), evaluator_of(manifest.task, self._held_out)
             trainer.info(manifest)
             scores = self._score_run(evaluator, trainer, run)
-            pooled = self._train_pooled(evaluator, trainer, manifest)
+            pooled = self._train_pooled(evaluator, trainer, manifest, pool)
             self._stages.say("waiting for the devices that train alone")
             alone = {name: event for name, event in pool.until("alone") if event["kind"] == "alone"}
         self._seconds["all"] = self._stages.elapsed_s
@@ -187,7 +188,7 @@ class Experiment:
         own = {rank: evaluator.score(trainer, first_slots(run.versions[-1], rank)) for rank in lower}
         return _RunScores(zero_shot=scores[0], rounds=scores[1:], own_rank={**own, _RANK_MAX: scores[-1]})
 
-    def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest) -> Score:
+    def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest, pool: DevicePool) -> Score:
         """The ceiling: all data in one place, at the highest rank.
 
         As many steps as a device takes, each on as many examples as all devices' steps together.
@@ -200,6 +201,7 @@ class Experiment:
             rounds=preset.rounds,
             local=replace(local, batch_size=local.batch_size * len(DEVICES)),
             seed=self._seed,
+            after_round=lambda number: _take_free_cores(pool),
         )
         return evaluator.score(trainer, adapter)
 
@@ -212,6 +214,12 @@ class _RunScores:
     zero_shot: Score
     rounds: Sequence[Score]
     own_rank: Mapping[int, Score]
+
+
+def _take_free_cores(pool: DevicePool) -> None:
+    """Threads for as many cores as there are, once the devices no longer need them."""
+    if not pool.working:
+        torch.set_num_threads(os.cpu_count() or 1)
 
 
 def _device_outcome(name: str, device: Device, federated: Event, alone: Event, own_rank: Score) -> DeviceOutcome:

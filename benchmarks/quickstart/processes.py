@@ -104,6 +104,11 @@ class DevicePool:
                 missing.discard(name)
             yield name, event
 
+    @property
+    def working(self) -> bool:
+        """Whether any device still runs; each ends when it has trained alone."""
+        return any(process.poll() is None for process in self._processes)
+
     def close(self) -> None:
         """Ends what still runs."""
         for process in self._processes:
