@@ -87,10 +87,11 @@ def _run(settings: Settings) -> None:
     print(f"\nsources: {', '.join(f'{name} {version}' for name, version in study.sources.items())}\n")
     print_outcomes(outcomes, "mrr" if study.functions else "accuracy")
     _judge_and_write(settings, finished, stages.elapsed_s)
-    if study.functions:
+    pool = last.outcome.federated.pool
+    if pool is not None:
         from benchmarks.quickstart.search import FunctionSearch, answer_queries
 
-        answer_queries(FunctionSearch(last.trainer, last.adapter, study.functions), settings.query)
+        answer_queries(FunctionSearch(last.trainer, last.adapter, study.functions, pool), settings.query)
     print(_OWN_DATA)
 
 

@@ -12,13 +12,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.quickstart.settings import Device
+from edge_client.trainer import Trainer
 from protocol.assignment import LocalTraining
 from protocol.manifest import Manifest, Quantization
+from protocol.payload import AdapterTensors
 
-__all__ = ["DeviceSpec", "main", "run_device"]
+if TYPE_CHECKING:
+    from benchmarks.quickstart.evaluation import Score
+
+__all__ = ["AdapterHolder", "DeviceSpec", "main", "run_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,27 @@ class DeviceSpec:
         )
 
 
+class AdapterHolder:
+    """A trainer that remembers the adapter that the aggregator left it with.
+
+    Args:
+        inner: Does the work.
+
+    Attributes:
+        adapter: What was installed last; None before.
+    """
+
+    def __init__(self, inner: Trainer) -> None:
+        self._inner = inner
+        self.info, self.run = inner.info, inner.run
+        self.adapter: AdapterTensors | None = None
+
+    def install(self, adapter: AdapterTensors, rank: int) -> None:
+        """As the trainer."""
+        self.adapter = adapter
+        self._inner.install(adapter, rank)
+
+
 def run_device(spec: DeviceSpec) -> None:
     """Takes part, then trains alone; tells what happens, event by event."""
     from benchmarks.quickstart.evaluation import evaluator_of
@@ -84,9 +110,10 @@ def run_device(spec: DeviceSpec) -> None:
         lora_alpha=spec.device.lora_alpha,
         use_rslora=spec.device.use_rslora,
     )
+    holder = AdapterHolder(trainer)
     summary = EdgeClient(
         spec.ticket,
-        trainer=trainer,
+        trainer=holder,
         state_dir=spec.folder,
         name=spec.name,
         on_progress=lambda progress: _tell("step", **asdict(progress)),
@@ -97,10 +124,11 @@ def run_device(spec: DeviceSpec) -> None:
     _tell("federated", sent=summary.bytes_sent, received=summary.bytes_received, num_examples=info.num_examples)
     # The parent now trains on the pooled data, which is as much work as all devices alone: it shall not wait for us.
     os.nice(5)
+    evaluator = evaluator_of(manifest.task, Path(spec.held_out))
     start = fresh_adapter(manifest, spec.device.rank, spec.seed)
-    adapter = train_locally(trainer, start, rounds=spec.rounds, local=spec.local, seed=spec.seed)
-    score = evaluator_of(manifest.task, Path(spec.held_out)).score(trainer, adapter)
-    _tell("alone", metrics=dict(score.metrics), by_query=score.by_query.tolist())
+    _tell_score("own_rank", evaluator.score(trainer, holder.adapter or start))
+    alone = train_locally(trainer, start, rounds=spec.rounds, local=spec.local, seed=spec.seed)
+    _tell_score("alone", evaluator.score(trainer, alone))
 
 
 def main(path: str) -> int:
@@ -114,6 +142,10 @@ def main(path: str) -> int:
         _tell("failed", reason=str(error))
         return 1
     return 0
+
+
+def _tell_score(kind: str, score: Score) -> None:
+    _tell(kind, metrics=dict(score.metrics), by_query=score.by_query.tolist())
 
 
 def _tell(kind: str, **fields: object) -> None:

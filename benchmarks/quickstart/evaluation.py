@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +32,8 @@ class Score:
     """By name; the evaluator's main metric among them."""
     by_query: NDArray[np.float64]
     """``[n]`` reciprocal ranks, for paired comparison; ``[0]`` where the task has none."""
+    pool: NDArray[np.float32] | None = None
+    """``[n, d]`` vectors of what was searched, so that it can be searched again; None if nothing was."""
 
 
 class Evaluator(Protocol):
@@ -60,7 +62,8 @@ class SearchEvaluator:
     def score(self, trainer: TorchTrainer, adapter: AdapterTensors) -> Score:
         """Installs an adapter and searches with it."""
         trainer.install(adapter, adapter.rank)
-        return score_search(trainer.embed(self._queries) @ trainer.embed(self._pool).T)
+        pool = trainer.embed(self._pool)
+        return replace(score_search(trainer.embed(self._queries) @ pool.T), pool=pool)
 
 
 class LabelEvaluator:

@@ -23,7 +23,7 @@ from benchmarks.quickstart.processes import DevicePool, Event, invite, make_home
 from benchmarks.quickstart.progress import FederationProgress, Stages
 from benchmarks.quickstart.settings import DEVICES, Device, Settings
 from benchmarks.quickstart.study import Study
-from benchmarks.quickstart.versions import FinishedRun, first_slots, read_finished_run
+from benchmarks.quickstart.versions import FinishedRun, read_finished_run
 from edge_client.errors import EdgeClientError
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainers.torch_trainer import TorchTrainer
@@ -90,19 +90,27 @@ class Experiment:
             run = read_finished_run(Home(self._home), manifest)
             trainer, evaluator = self._trainer(), evaluator_of(manifest.task, self._held_out)
             trainer.info(manifest)
-            scores = self._score_run(evaluator, trainer, run)
+            zero_shot, *rounds = self._score_versions(evaluator, trainer, run)
             pooled = self._train_pooled(evaluator, trainer, manifest, pool)
             self._stages.say("waiting for the devices that train alone")
-            alone = {name: event for name, event in pool.until("alone") if event["kind"] == "alone"}
+            scores = {(name, event["kind"]): event for name, event in pool.until("alone")}
         self._seconds["all"] = self._stages.elapsed_s
         outcome = SeedOutcome(
             seed=self._seed,
             seconds=self._seconds,
-            untrained={**self._study.untrained, "zero-shot": scores.zero_shot},
-            rounds=scores.rounds,
+            untrained={**self._study.untrained, "zero-shot": zero_shot},
+            rounds=rounds,
             pooled=pooled,
             devices=[
-                _device_outcome(name, device, federated[name], alone[name], scores.own_rank[device.rank])
+                DeviceOutcome(
+                    name=name,
+                    device=device,
+                    num_examples=federated[name]["num_examples"],
+                    received=federated[name]["received"],
+                    sent=federated[name]["sent"],
+                    alone=_score(scores[name, "alone"]),
+                    own_rank=_score(scores[name, "own_rank"]),
+                )
                 for name, device in self._devices.items()
             ],
             layers=run.layers,
@@ -181,12 +189,9 @@ class Experiment:
             rank=_RANK_MAX,
         )
 
-    def _score_run(self, evaluator: Evaluator, trainer: TorchTrainer, run: FinishedRun) -> _RunScores:
+    def _score_versions(self, evaluator: Evaluator, trainer: TorchTrainer, run: FinishedRun) -> list[Score]:
         self._stages.say(f"scoring every round on {len(self._study.held_out)} held-out examples")
-        scores = [evaluator.score(trainer, version) for version in run.versions]
-        lower = [device.rank for device in DEVICES if device.rank < _RANK_MAX]
-        own = {rank: evaluator.score(trainer, first_slots(run.versions[-1], rank)) for rank in lower}
-        return _RunScores(zero_shot=scores[0], rounds=scores[1:], own_rank={**own, _RANK_MAX: scores[-1]})
+        return [evaluator.score(trainer, version) for version in run.versions]
 
     def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest, pool: DevicePool) -> Score:
         """The ceiling: all data in one place, at the highest rank.
@@ -209,29 +214,14 @@ class Experiment:
         return self._folder / name / "train.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RunScores:
-    zero_shot: Score
-    rounds: Sequence[Score]
-    own_rank: Mapping[int, Score]
-
-
 def _take_free_cores(pool: DevicePool) -> None:
     """Threads for as many cores as there are, once the devices no longer need them."""
     if not pool.working:
         torch.set_num_threads(os.cpu_count() or 1)
 
 
-def _device_outcome(name: str, device: Device, federated: Event, alone: Event, own_rank: Score) -> DeviceOutcome:
-    return DeviceOutcome(
-        name=name,
-        device=device,
-        num_examples=federated["num_examples"],
-        received=federated["received"],
-        sent=federated["sent"],
-        alone=Score(metrics=alone["metrics"], by_query=np.array(alone["by_query"], dtype=np.float64)),
-        own_rank=own_rank,
-    )
+def _score(event: Event) -> Score:
+    return Score(metrics=event["metrics"], by_query=np.array(event["by_query"], dtype=np.float64))
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.data.functions import Function
-from benchmarks.data.words import without_punctuation
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.payload import AdapterTensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["FunctionSearch", "answer_queries"]
 
@@ -25,12 +28,18 @@ class FunctionSearch:
         trainer: Holds the base model.
         adapter: What to search with.
         functions: What is searched.
+        pool: ``[n, d]`` their vectors, by this adapter.
     """
 
-    def __init__(self, trainer: TorchTrainer, adapter: AdapterTensors, functions: Sequence[Function]) -> None:
+    def __init__(
+        self,
+        trainer: TorchTrainer,
+        adapter: AdapterTensors,
+        functions: Sequence[Function],
+        pool: NDArray[np.float32],
+    ) -> None:
         trainer.install(adapter, adapter.rank)
-        self._trainer, self._functions = trainer, functions
-        self._pool = trainer.embed([without_punctuation(function.code) for function in functions])
+        self._trainer, self._functions, self._pool = trainer, functions, pool
 
     def best(self, query: str, count: int = _BEST) -> list[tuple[float, Function]]:
         """The functions whose bodies are closest to a query, with their cosines."""
