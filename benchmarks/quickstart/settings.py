@@ -51,7 +51,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Preset(seeds=1, rounds=4, train_per_device=320, held_out_per_device=100),
+        "quick": Preset(seeds=1, rounds=4, train_per_device=352, held_out_per_device=120),
         "full": Preset(seeds=3, rounds=4, train_per_device=512, held_out_per_device=200),
         "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None),
     }

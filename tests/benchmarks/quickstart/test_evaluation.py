@@ -18,7 +18,7 @@ class FakeTrainer:
     def install(self, adapter, rank: int) -> None:  # type: ignore[no-untyped-def]
         self.installed = (adapter, rank)
 
-    def embed(self, texts: list[str]) -> np.ndarray:
+    def embed(self, texts: list[str], batch_size: int) -> np.ndarray:
         return np.eye(4, dtype=np.float32)[[int(text) for text in texts]]
 
 
