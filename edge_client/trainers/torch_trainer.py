@@ -64,7 +64,7 @@ class TorchTrainer:
         residual: Whether to take the part of the global update beyond ``rank`` as a frozen adapter.
         micro_batch_size: Examples per forward pass; None: the whole batch. A contrastive loss needs the whole batch.
         device: torch device; None: ``cuda`` where there is one, else ``cpu``.
-        compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on CUDA devices that have it, fp32 on a CPU.
+        compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on GPUs and CPUs that multiply it, fp32 on others.
         base_dropout: Whether the base's own dropout layers are on in training. Off, a step of a small encoder on a CPU
             takes about a quarter less time.
 

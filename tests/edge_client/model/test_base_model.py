@@ -153,8 +153,18 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(tiny_llama):
     assert load_config(Checkpoint.find(tiny_llama), LABELS).pad_token_id == 3
 
 
-def test_auto_computes_in_fp32_on_a_cpu():
-    assert resolve_compute_dtype("auto", torch.device("cpu")) is torch.float32
+@pytest.mark.parametrize(
+    ("found", "dtype"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_computes_in_bf16_where_the_cpu_multiplies_it(found, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert resolve_compute_dtype("auto", torch.device("cpu")) is dtype
     assert resolve_compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
 
 
