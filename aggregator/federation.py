@@ -309,14 +309,14 @@ class Federation:
     def _close(self, now: float) -> list[Reply]:
         """Fixes the cohort in the journal, has it merged, and turns away the uploads that come too late."""
         number = self.round.number
+        unfinished = [row.id for row in self._journal.uploads(number) if row.state is UploadState.RECEIVING]
         self._journal.close_round(number, [row.id for row in self._durable()])
         self.round = self.round.closed()
         self._merge()
+        dropped = self._intake.drop(now)
+        self._intake.expire(unfinished)
         reason = f"round {number} closed without your update; ask for work again"
-        return [
-            Reply(client, messages.Nack(code=NackCode.STALE, reason=reason, ref=upload))
-            for client, upload in self._intake.drop(now)
-        ]
+        return [Reply(key, messages.Nack(code=NackCode.STALE, reason=reason, ref=upload)) for key, upload in dropped]
 
     def _durable(self) -> list[UploadRow]:
         """The cohort, in the order of the merge."""

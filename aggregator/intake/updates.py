@@ -7,7 +7,7 @@ then committed to the journal, and only then acknowledged.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
@@ -111,8 +111,12 @@ class Intake:
         if given.state is not AssignmentState.OPEN:
             raise stale(given)
         row = known or self._new(client, message, given, now)
-        self._uploads.open(row, now)
-        return self._credit(row.id)
+        have, _ = self._uploads.open(row, now)
+        if have < row.size:
+            return self._credit(row.id)
+        self._uploads.release(row.id, now)  # all of it came before a crash: no piece is left that would end it
+        self._check(row.id, message.q)
+        return None
 
     def chunk(self, client: str, message: messages.Chunk, now: float) -> messages.Message | None:
         """Takes one piece: ``CREDIT``, or None once all is here and being checked.
@@ -152,6 +156,15 @@ class Intake:
         What is being checked goes on: whether it counts is decided when the check ends.
         """
         return self._uploads.drop(now, client)
+
+    def expire(self, uploads: Iterable[str]) -> None:
+        """Forgets the bytes of uploads that are over, also of those that nobody has offered since the start.
+
+        What is being checked goes on, as with :meth:`drop`.
+        """
+        for upload in uploads:
+            if upload not in self._checking:
+                self._objects.discard(upload)
 
     def held(self, upload: str) -> int | None:
         """Contiguous bytes held of an open upload."""

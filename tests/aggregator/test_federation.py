@@ -132,6 +132,18 @@ def test_whoever_is_too_late_of_more_than_wanted_is_told_that_its_update_is_stal
     assert [row.state for row in world.journal.assignments(1)].count("expired") == 2
 
 
+def test_an_upload_that_nobody_took_up_again_after_a_restart_leaves_nothing_behind(new_world):
+    world = new_world(over_selection=1.5, rounds=1)
+    given = {device.key[0]: task for device, task in assigned(world, "abc").items()}
+    world.device("c").offer(given["c"], world.device("c").update(given["c"]))
+    world.restart()
+    for name in "ab":
+        device = world.device(name)
+        device.deliver(given[name], device.update(given[name]))
+    assert world.federation.finished
+    assert list((world.folder / "store/partial").iterdir()) == []
+
+
 def test_an_update_that_is_being_checked_when_its_round_closes_is_stale(new_world):
     world = new_world(over_selection=1.5, rounds=2)
     given = assigned(world, "abc")

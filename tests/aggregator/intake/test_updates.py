@@ -179,6 +179,21 @@ def test_an_update_can_be_resumed_after_the_connection_broke(world, pair):
     assert isinstance(first.deliver(given, data), messages.Ack)
 
 
+def test_an_update_of_which_all_came_before_a_crash_is_checked_when_it_is_offered_again(world, pair, monkeypatch):
+    monkeypatch.setattr("aggregator.intake.uploads.JOURNAL_EVERY_BYTES", 10)
+    first, given, *_ = pair
+    data = first.update(given)
+    world.verify.held = True
+    first.deliver_all(given, data)
+    world.restart()
+    assert world.journal.uploads(1)[0].have == len(data)
+    again = world.device("a")
+    assert again.offer(given, data) is None
+    world.poll()
+    assert [message.type for message in again.inbox] == ["ACK"]
+    assert files(world) == []
+
+
 def test_a_piece_twice_or_behind_a_gap_is_answered_with_the_credit(world, pair):
     first, given, *_ = pair
     data = first.update(given)
