@@ -1,0 +1,198 @@
+"""A kill at every step of a run: it ends as the run that nobody touched, and no update is lost, doubled or redone."""
+
+import multiprocessing
+import random
+import signal
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from aggregator.errors import StoreCorrupt
+from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
+from aggregator.store.journal import Journal
+from aggregator.store.objects import ObjectStore
+from tests.aggregator.crash_points import CrashPoints
+from tests.aggregator.crashing_run import RecordedWorld, delivered, merged, opened, play, run_until_killed
+
+# A fork in a process with threads is what Python 3.12 warns of. The child here takes no lock of theirs: it computes,
+# writes files, and dies.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+DELIVERING = ("a", "b", "c")
+SHORT, LONG = {"rounds": 1}, {"rounds": 3}
+
+
+@pytest.fixture
+def folders() -> Iterator[Callable[[], Path]]:
+    """Makes folders, in memory where possible."""
+    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with ExitStack() as stack:
+        yield lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
+
+
+def uncut(folder: Path, manifest, settings) -> tuple[CrashPoints, tuple]:
+    """A run that nobody touches: its steps, and how it ends."""
+    points = CrashPoints()
+    with opened(folder, manifest, points, life=0, **settings) as world:
+        play(world)
+        return points, ending(world)
+
+
+def ending(world: RecordedWorld) -> tuple:
+    """What two runs must agree on."""
+    versions = world.journal.versions()
+    return versions, [world.journal.reports(row.round) for row in versions[1:]]
+
+
+def survives(folder: Path, manifest, settings, kills: tuple[int, ...], expected: tuple) -> None:
+    """Plays a run that is killed before these steps, the first of its first life and so on, and checks its end."""
+    context = multiprocessing.get_context("fork")
+    for life, at in enumerate(kills):
+        child = context.Process(target=run_until_killed, args=(folder, manifest, settings, at, life))
+        child.start()
+        child.join()
+        assert child.exitcode in (-signal.SIGKILL, 0)
+        assert life or child.exitcode, "the first life has this step"
+    with opened(folder, manifest, CrashPoints(), life=len(kills), **settings) as world:
+        play(world)
+        assert ending(world) == expected
+        everybody = {(name, number + 1) for name in DELIVERING for number in range(world.config.rounds)}
+        assert sorted((row.client.rstrip("_"), row.round) for row in merged(world)) == sorted(everybody)
+        assert delivered(folder) == everybody
+        assert recomputed(world) == world.federation.version.state
+        assert list((folder / "store/partial").iterdir()) == []
+
+
+def recomputed(world: RecordedWorld) -> str:
+    """Digest of the last state as the journalled cohort gives it, merged here and now."""
+    base, last = world.journal.versions()[-2:]
+    cohort = [row for row in merged(world) if row.round == last.round]
+    documents = {row.token: row.document for row in world.journal.assignments(last.round)}
+    job = MergeJob(
+        objects=world.objects.root,
+        manifest=world.manifest.to_json(),
+        base=StoredVersion(
+            version=base.version, state=base.state_digest, body=base.body_digest, codec=base.codec, slots=base.slots
+        ),
+        updates=tuple(
+            StoredUpdate(
+                client=row.client, num_examples=row.num_examples, sha256=row.sha256, assignment=documents[row.token]
+            )
+            for row in cohort
+        ),
+        round=last.round,
+        server_learning_rate=1.0,
+        seed=0,
+    )
+    return merge_cohort(job)[0].state
+
+
+def survives_each(folders, manifest, settings, kills: list[tuple[int, ...]], steps: list[str], expected: tuple) -> None:
+    for each in kills:
+        try:
+            survives(folders(), manifest, settings, each, expected)
+        except Exception as error:
+            raise AssertionError(f"killed before {steps[each[0]]!r}, step {each} of {len(steps)}") from error
+
+
+EVERY_KIND = {
+    *("commit add_version", "commit open_round", "commit add_assignment", "commit add_upload", "commit upload_prefix"),
+    *("commit upload_durable", "commit upload_rejected", "commit settle_assignment", "commit round_elapsed"),
+    *("commit close_round", "commit commit_round", "posix_fallocate upload", "pwrite upload", "replace upload"),
+    *("unlink upload", "posix_fallocate new object", "pwrite new object", "replace new object", "mkdir folder"),
+    *("answer TASK", "answer CREDIT", "answer ACK", "answer NACK", "answer FINISHED"),
+}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_round_killed_at_any_step_ends_as_if_it_had_not_been(folders, manifest, part):
+    points, expected = uncut(folders(), manifest, SHORT)
+    assert set(points.reached) >= EVERY_KIND
+    kills = [(at,) for at in range(part, len(points.reached), 4)]
+    survives_each(folders, manifest, SHORT, kills, points.reached, expected)
+
+
+def test_a_run_killed_again_while_it_recovers_ends_as_if_it_had_not_been(folders, manifest):
+    points, expected = uncut(folders(), manifest, LONG)
+    stream = random.Random(0)
+    kills = [(stream.randrange(len(points.reached)), stream.randrange(20), stream.randrange(60)) for _ in range(8)]
+    survives_each(folders, manifest, LONG, kills, points.reached, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_a_run_killed_at_any_step_of_any_round_ends_as_if_it_had_not_been(folders, manifest, part):
+    points, expected = uncut(folders(), manifest, LONG)
+    stream = random.Random(part)
+    kills = [(at,) for at in range(part, len(points.reached), 4)]
+    kills += [(at, stream.randrange(100)) for (at,) in kills]
+    survives_each(folders, manifest, LONG, kills, points.reached, expected)
+
+
+# ---- that the test can fail
+
+
+def late_commit(monkeypatch) -> None:
+    """An update is acknowledged before it is committed."""
+    commit, close, waiting = Journal.upload_durable, Journal.close_round, []
+
+    def closing(journal, number, uploads):
+        for upload in waiting:
+            commit(journal, upload)
+        waiting.clear()
+        close(journal, number, [row.id for row in journal.uploads(number) if row.state == "durable"])
+
+    monkeypatch.setattr(Journal, "upload_durable", lambda journal, upload: waiting.append(upload))
+    monkeypatch.setattr(Journal, "close_round", closing)
+
+
+def torn_commit(monkeypatch) -> None:
+    """A version is committed before its round is."""
+    commit = Journal.commit_round
+
+    def torn(journal, number, version, report):
+        journal.add_version(version)
+        journal._db.execute("CREATE TEMP TRIGGER twice BEFORE INSERT ON version BEGIN SELECT RAISE(IGNORE); END")
+        try:
+            commit(journal, number, version, report)
+        finally:
+            journal._db.execute("DROP TRIGGER twice")
+
+    monkeypatch.setattr(Journal, "commit_round", torn)
+
+
+def late_object(monkeypatch) -> None:
+    """An update is committed before its file has its place."""
+    move_in, view, waiting = ObjectStore._move_in, ObjectStore.view, []
+
+    def moving(store, path, digest):
+        waiting.append((path, digest)) if path.name.isalnum() else move_in(store, path, digest)
+
+    def viewing(store, digest):
+        while waiting:
+            move_in(store, *waiting.pop())
+        return view(store, digest)
+
+    monkeypatch.setattr(ObjectStore, "_move_in", moving)
+    monkeypatch.setattr(ObjectStore, "view", viewing)
+    monkeypatch.setattr("aggregator.store.objects._sync_folder", lambda path: None)
+
+
+@pytest.mark.parametrize(("mutate", "later"), [(late_commit, 1), (late_object, 0)])
+def test_an_acknowledgement_too_early_is_seen(folders, manifest, monkeypatch, mutate, later):
+    mutate(monkeypatch)
+    points, expected = uncut(folders(), manifest, SHORT)
+    first_delivery = [at for at, name in enumerate(points.reached) if name == "answer ACK"][1]  # after the refusal's
+    with pytest.raises((AssertionError, StoreCorrupt)):
+        survives(folders(), manifest, SHORT, (first_delivery + later,), expected)
+
+
+def test_a_merge_committed_in_two_steps_is_seen(folders, manifest, monkeypatch):
+    torn_commit(monkeypatch)
+    points, expected = uncut(folders(), manifest, SHORT)
+    with pytest.raises((AssertionError, sqlite3.IntegrityError)):
+        survives(folders(), manifest, SHORT, (points.reached.index("commit torn"),), expected)
