@@ -171,12 +171,15 @@ class Daemon:
         return int(1000 * min(waits)) + 1
 
     def _tell(self) -> None:
-        """Logs every change of the round's phase."""
+        """Logs every change of the round's phase, and every merge that failed."""
         federation = self._parts.federation
         phase = "finished" if federation.finished else federation.round.phase
         told = f"round={federation.round.number} phase={phase} version={federation.version.version}"
+        failure = federation.merge_failure
+        if failure is not None:
+            told += f" failed={failure.tries} reason={failure.reason!r}"
         if told != self._told:
-            _log.info("%s", told)
+            _log.log(logging.INFO if failure is None else logging.WARNING, "%s", told)
             self._told = told
 
 

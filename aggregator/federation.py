@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from aggregator.config import RunConfig
-from aggregator.errors import ConfigError
+from aggregator.errors import ConfigError, StoreFull
 from aggregator.intake.admission import check_device
 from aggregator.intake.updates import KEPT, Decision, Intake, stale
 from aggregator.rounds.handouts import Handouts
 from aggregator.rounds.machine import MemberState, Phase, Round, Wait
+from aggregator.rounds.merging import MergeFailure, Merging
 from aggregator.rounds.recovery import recovered_round
-from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
+from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion
 from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow, VersionRow
 from aggregator.store.objects import ObjectStore
 from aggregator.store.rows import AssignmentState, UploadState
@@ -86,12 +87,12 @@ class Federation:
         new_token: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self.config, self.manifest = config.check(manifest), manifest
-        self._journal, self._objects, self._merger = journal, objects, executors.merge
+        self._journal, self._objects = journal, objects
         self._new_token = new_token
         self._manifest_json = manifest.to_json()
         self._intake = Intake(config, manifest, journal, objects, executors.verify)
         self._handouts = Handouts(objects, manifest, _stored(journal.versions()[-1]))
-        self._merging: Future[tuple[StoredVersion, tuple[str, ...]]] | None = None
+        self._merging = Merging(executors.merge)
         self._elapsed_at = now
         self.round = recovered_round(journal, now)
         self._resume()
@@ -189,12 +190,15 @@ class Federation:
         self._journal_elapsed(now)
         if self.round.complete(self.config, now):
             replies += self._close(now)
-        if self._merging is not None and self._merging.done():
-            self._commit(*self._merging.result())
+        merged = self._merging.poll(now)
+        if merged is not None:
+            self._commit(*merged, now)
         return replies
 
     def next_wakeup(self, now: float) -> float | None:
         """When :meth:`poll` should be called at the latest, if nothing else happens."""
+        if self.round.phase is Phase.MERGING:
+            return self._merging.next_event(now)
         event = self.round.next_event(self.config)
         if self.round.phase is not Phase.OPEN:
             return event
@@ -209,6 +213,11 @@ class Federation:
     def version(self) -> StoredVersion:
         """The live version."""
         return self._handouts.version
+
+    @property
+    def merge_failure(self) -> MergeFailure | None:
+        """Why a closed round is not merged yet; None if nothing is wrong."""
+        return self._merging.failure
 
     def received(self) -> Iterator[tuple[str, int, int]]:
         """``(client key, bytes held, size)`` of this round's open and durable uploads."""
@@ -333,7 +342,7 @@ class Federation:
             server_learning_rate=self.config.server_learning_rate,
             seed=self.config.seed,
         )
-        self._merging = self._merger.submit(merge_cohort, job)
+        self._merging.begin(job)
 
     def _stored_update(self, row: UploadRow) -> StoredUpdate:
         given = self._journal.assignment(row.token)
@@ -342,7 +351,8 @@ class Federation:
             client=row.client, num_examples=row.num_examples, sha256=row.sha256, assignment=given.document
         )
 
-    def _commit(self, version: StoredVersion, report: tuple[str, ...]) -> None:
+    def _commit(self, version: StoredVersion, report: tuple[str, ...], now: float) -> None:
+        """Makes a merge final; where the journal has no room for it, it is tried again."""
         row = VersionRow(
             version=version.version,
             round=self.round.number,
@@ -351,8 +361,12 @@ class Federation:
             codec=version.codec,
             slots=version.slots,
         )
-        self._journal.commit_round(self.round.number, row, "\n".join(report))
-        self._merging = None
+        try:
+            self._journal.commit_round(self.round.number, row, "\n".join(report))
+        except StoreFull as error:
+            self._merging.failed(error, now)
+            return
+        self._merging.end()
         self._handouts = Handouts(self._objects, self.manifest, version)
         self.round = Round(number=self.round.number + 1, version=version.version, waiting=self.round.waiting)
 

@@ -89,7 +89,7 @@ def _why(federation: Federation, rows: tuple[Mapping[str, Any], ...], left: floa
     if federation.finished:
         return "nothing: all rounds are merged; `extend` adds more"
     if state.phase is Phase.MERGING:
-        return f"the merge of {len(state.submitted)} updates"
+        return _merge(federation, now)
     if state.phase is Phase.GATHERING:
         here = len(state.present(config, now))
         return f"clients: {here} of {config.cohort_size} are here ({len(rows)} enrolled)"
@@ -100,6 +100,14 @@ def _why(federation: Federation, rows: tuple[Mapping[str, Any], ...], left: floa
     told = f"updates: {len(state.submitted)} of {config.cohort_size} are in; missing: {'; '.join(missing)}"
     clock = "" if left is None else f"; deadline in {left:.0f} s, then {config.least_updates} suffice"
     return told + (f"; out: {', '.join(out)}" if out else "") + clock
+
+
+def _merge(federation: Federation, now: float) -> str:
+    told, failure = f"the merge of {len(federation.round.submitted)} updates", federation.merge_failure
+    if failure is None:
+        return told
+    left = max(0.0, failure.retry_at - now)
+    return f"{told}, which failed {failure.tries} times ({failure.reason}); the next try is in {left:.0f} s"
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 A merge is minutes of linear algebra: in a thread it would hold up the daemon's answers. The process is spawned, not
 forked (a fork would copy libzmq's threads' locks), keeps one BLAS thread, and ends when the daemon does, however that
-ends.
+ends. If it ends before, as one that took too much memory does, the next task gets a fresh one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import ParamSpec, Self, TypeVar
 
@@ -67,6 +67,38 @@ class _Waking(Executor):
         return future
 
 
+class _OneProcess(Executor):
+    """One worker process at a time, and another one when it has died."""
+
+    def __init__(self) -> None:
+        self._pool = _process_pool()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Hands a task over; its future raises ``BrokenExecutor`` if the process dies over it.
+
+        Raises:
+            BrokenExecutor: No process can be started now.
+        """
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            self._renew()
+            return self._pool.submit(fn, *args, **kwargs)
+        except OSError as error:
+            self._renew()
+            raise BrokenExecutor(f"no worker process can be started: {error}") from error
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the process too: a task that nobody waits for would hold up the exit."""
+        for process in list((self._pool._processes or {}).values()):
+            process.terminate()
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def _renew(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = _process_pool()
+
+
 @contextmanager
 def worker_executors(wake: Callable[[], None]) -> Iterator[Executors]:
     """The daemon's workers. On leaving, queued tasks are dropped: all of them can be done again from the journal.
@@ -75,14 +107,16 @@ def worker_executors(wake: Callable[[], None]) -> Iterator[Executors]:
         wake: Called from any thread when a task is done.
     """
     verify = ThreadPoolExecutor(1, thread_name_prefix="verify")
-    merge = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    merge = _OneProcess()
     try:
         yield Executors(verify=_Waking(verify, wake), merge=_Waking(merge, wake))
     finally:
-        for process in list((merge._processes or {}).values()):
-            process.terminate()  # a merge that nobody waits for would hold up the exit
         merge.shutdown(wait=True, cancel_futures=True)
         verify.shutdown(wait=True, cancel_futures=True)
+
+
+def _process_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
 
 
 def _start_worker() -> None:

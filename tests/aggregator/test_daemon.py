@@ -132,6 +132,18 @@ def test_a_bug_that_one_device_hits_does_not_stop_the_others(daemon: Daemon, tal
     assert unlucky.device.key not in caplog.text
 
 
+def test_a_failed_merge_is_logged_once_a_try(daemon: Daemon, caplog) -> None:
+    merging = daemon._parts.federation._merging
+    for _ in range(2):
+        merging.failed(StoreFull("the disk is full"), 1e9)
+        turn(daemon)
+        turn(daemon)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.partition(" failed=")[2] for text in warnings] == [
+        f"{tries} reason='StoreFull: the disk is full'" for tries in (1, 2)
+    ]
+
+
 @pytest.mark.parametrize("fault", [OSError(5, "input/output error"), StoreFull("full"), sqlite3.OperationalError("io")])
 def test_what_the_disk_refuses_ends_the_daemon(daemon: Daemon, talker, monkeypatch, fault: Exception) -> None:
     def failing(*_):
