@@ -98,6 +98,7 @@ class NumpyTrainer:
         self._heterogeneity = heterogeneity
         self._rate = rate
         self._manifest: Manifest | None = None
+        self._dense_targets: dict[str, NDArray[np.float64]] = {}
         self.installed: tuple[AdapterTensors, int] | None = None
 
     def info(self, manifest: Manifest) -> TrainerInfo:
@@ -172,10 +173,13 @@ class NumpyTrainer:
         return np.hstack(left).astype(np.float64), np.vstack(right).astype(np.float64)
 
     def _dense_target(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        size = int(np.prod(shape))
-        shared = fresh_rows(_SHARED_SEED, name, range(1), size)
-        own = fresh_rows(self._seed, name, range(1), size)
-        return (shared + self._heterogeneity * own).astype(np.float64).reshape(shape)
+        """This client's target for a dense tensor, kept: drawing millions of values costs more than a step."""
+        if name not in self._dense_targets:
+            size = int(np.prod(shape))
+            shared = fresh_rows(_SHARED_SEED, name, range(1), size)
+            own = fresh_rows(self._seed, name, range(1), size)
+            self._dense_targets[name] = (shared + self._heterogeneity * own).astype(np.float64)
+        return self._dense_targets[name].reshape(shape)
 
     def _problem(self, layout: Layout, module: LowRankModule, handout: AdapterTensors, rank: int) -> _Problem:
         b, a = (factor.astype(np.float64) for factor in layout.factors(handout.slots, module.name))
