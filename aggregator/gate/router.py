@@ -1,6 +1,7 @@
 """The ROUTER transport: bytes of authenticated devices in, bytes to them out, and bounds on both.
 
-Identity is the public key that ZAP authenticated (``User-Id``), never the routing id, which any peer may choose.
+Identity is the public key that ZAP authenticated (``User-Id``), never the routing id; the gate gives every connection
+a fresh one of those (:mod:`aggregator.gate.authentication`), so that none can be claimed, taken over or guessed.
 Sending never blocks: what a slow device does not take waits in a bounded outbox, and a device whose outbox overflows
 is forgotten, to connect again when it can.
 """
@@ -24,24 +25,30 @@ __all__ = ["Incoming", "Port", "make_context"]
 
 Frames = Sequence[bytes | memoryview]
 
-OUTBOX_MAX = 64
-"""Messages that wait for one slow device, beyond those libzmq queues for it."""
+OUTBOX_MAX = 16
+"""Messages that wait for one slow device, beyond those libzmq queues for it. Each holds up to one chunk, and a device
+has :data:`protocol.limits.WINDOW_CHUNKS` requests open at most, or it is no device of ours."""
 IDLE_S = 900.0
 """A connection that said nothing for this long is over: a device that trains pings far more often."""
 RETRY_S = 0.02
 """How soon to try again to send to a slow device."""
 _BATCH = 64
 """Messages taken from one port before the other ones get their turn."""
+_FRAMES_KEPT = 3
+"""Of a longer message the rest is thrown away as it is read: three are enough to refuse it."""
 
 _OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it libzmq drops silently what a device cannot take
     zmq.ROUTER_HANDOVER: 0,  # with it any device could take over another one's routing id
-    zmq.SNDHWM: 64,
+    zmq.SNDHWM: 8,  # messages of up to one chunk, for each connection
     zmq.RCVHWM: 8,
     zmq.SNDTIMEO: 0,
     zmq.LINGER: 0,
     zmq.HANDSHAKE_IVL: 5_000,
     zmq.BACKLOG: 4096,
+    # A peer that reads nothing is never asked for a heartbeat, because the question waits behind what it does not read:
+    # the kernel ends its connection (TCP_USER_TIMEOUT, RFC 5482), and what was queued for it is free again.
+    zmq.TCP_MAXRT: 60_000,
     # Heartbeats are cleared per frame, not per byte: a chunk on a slow link has to fit into the timeout.
     zmq.HEARTBEAT_IVL: 20_000,
     zmq.HEARTBEAT_TIMEOUT: 60_000,
@@ -54,13 +61,14 @@ _DATA_MAX_BYTES = limits.CHUNK_MAX_BYTES + limits.HEADER_MAX_BYTES
 
 
 def make_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """A context for many devices, whose automatic routing ids cannot be guessed.
+    """A context for many devices, with one I/O thread, as the gate needs it.
 
-    libzmq numbers connections without an id of their own from ``rand()``, which it never seeds; a device that forges
-    the next number makes the ROUTER abort the process. Seeding before the first socket makes that number random.
+    libzmq numbers connections without a routing id from ``rand()``, which it never seeds, and aborts the process if a
+    device has claimed the next number. The gate leaves no connection without an id; should it ever fail to, a number
+    from a seeded generator is hard to guess.
     """
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
     context.set(zmq.MAX_SOCKETS, 16_384)
     return context
 
@@ -70,7 +78,7 @@ class Incoming:
     """One message of an authenticated device."""
 
     peer: bytes
-    """Routing id: where to send an answer, nothing else."""
+    """Routing id, from the gate: where to send an answer, nothing else."""
     key: str
     """The authenticated public key, Z85."""
     address: str
@@ -137,7 +145,7 @@ class Port:
         """The messages that wait, at most a batch of them."""
         for _ in range(_BATCH):
             try:
-                routing_id, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                routing_id, *frames = _next_message(self.socket)
             except zmq.Again:
                 return
             message = _incoming(routing_id, frames)
@@ -199,6 +207,17 @@ class Port:
         if known is not None:
             known.outbox.clear()
             self._forget(peer)
+
+
+def _next_message(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Routing id and frames of the next message, of an endless one the first few; raises ``Again`` if none waits."""
+    last = socket.recv(zmq.NOBLOCK, copy=False)
+    kept = [last]
+    while last.more:
+        last = socket.recv(copy=False)
+        if len(kept) <= _FRAMES_KEPT:
+            kept.append(last)
+    return kept
 
 
 def _incoming(routing_id: zmq.Frame, frames: Sequence[zmq.Frame]) -> Incoming | None:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import zmq
@@ -70,15 +71,61 @@ def test_identity_is_the_key_whatever_routing_id_a_device_claims(port, connected
     assert (first.key, second.key) == (honest.key, forger.key)
 
 
-def test_a_routing_id_in_use_cannot_be_taken_over(port, connected, device) -> None:
+def test_a_routing_id_in_use_cannot_be_taken_over(port, connected) -> None:
     honest, message = connected(routing_id=b"the honest one")
-    thief = device(port.endpoint, routing_id=b"the honest one")
-    thief.connect()
-    thief.send(b"mine now")
+    thief, other = connected(routing_id=b"the honest one")
+    assert (other.key, thief.key) == (thief.key, other.key)
     honest.send(b"still here")
-    assert next_messages(port)[0].key == honest.key
+    assert next_messages(port)[0] == replace(message, frames=[b"still here"])
     port.send(message.peer, [b"for the honest one"])
     assert honest.receive() == [b"for the honest one"]
+    assert not thief.socket.poll(50)
+
+
+def test_what_waits_for_a_device_that_left_is_not_sent_to_one_that_takes_its_routing_id(port, connected) -> None:
+    gone, message = connected(routing_id=b"the same")
+    while not port.backed_up:
+        port.send(message.peer, [b"secret", bytes(1 << 20)])
+    gone.close()
+    heir, _ = connected(routing_id=b"the same")
+    for _ in range(10):
+        port.flush()
+        assert not heir.socket.poll(10)
+
+
+def test_of_a_message_with_endless_frames_a_few_are_kept_and_others_are_served(port, connected) -> None:
+    honest, _ = connected()
+    flood, first = connected()
+    flood.send(*[b""] * 100_000)
+    honest.send(b"still here")
+    found = {message.key: message.frames for message in next_messages(port, 2)}
+    assert {key: len(frames) for key, frames in found.items()} == {flood.key: 3, honest.key: 1}
+    flood.send(b"one")
+    assert next_messages(port)[0] == replace(first, frames=[b"one"])
+
+
+def test_a_device_that_reads_nothing_is_cut_off_by_the_kernel(
+    context, server_key, forgotten, device, monkeypatch
+) -> None:
+    monkeypatch.setitem(router._OPTIONS, zmq.TCP_MAXRT, 500)
+    gate = Gate(context, lambda _: True, lambda: 0.0)
+    port = bound(context, server_key, forgotten)
+    port.gate = gate  # type: ignore[attr-defined]
+    stuck = device(port.endpoint)
+    stuck.socket.rcvhwm = 1
+    stuck.connect()
+    stuck.send(b"hello")
+    (message,) = next_messages(port)
+    for _ in range(1000):
+        port.flush()
+        if not port.backed_up:
+            port.send(message.peer, [b"header", bytes(1 << 20)])
+        if forgotten:
+            break
+        port.socket.poll(10)
+    assert forgotten == [message.peer]
+    port.close()
+    gate.close()
 
 
 def test_a_free_port_is_taken_and_named(port) -> None:
