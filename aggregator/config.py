@@ -57,6 +57,9 @@ class RunConfig:
     """Bound on the aggregation weight that a client may claim."""
     update_norm_max: float = 1e6
     """Bound on the Frobenius norm of all values of an update. The default only keeps sums finite; lower it to taste."""
+    keep_versions: int | None = 1
+    """Versions before the live one that stay on disk, each with the updates that led from it to the next: what
+    ``export --version`` and an offline recompute can go back to. None: all of them."""
     strict_enrolment: bool = False
     """Whether only keys enrolled by hand are taken: no tickets with tokens."""
     seed: int = 0
@@ -122,6 +125,10 @@ class RunConfig:
             ),
             (self.num_examples_max < 1, f"num_examples_max is {self.num_examples_max}, expected >= 1"),
             (not 0 < self.update_norm_max <= 1e6, f"update_norm_max is {self.update_norm_max}, expected 0..1e6"),
+            (
+                self.keep_versions is not None and self.keep_versions < 0,
+                f"keep_versions is {self.keep_versions}, expected >= 0",
+            ),
             (self.seed < 0, f"seed is {self.seed}, expected >= 0"),
         ]
 
@@ -155,6 +162,7 @@ class RunConfig:
                 local=read_local_training(f.table("local")),
                 num_examples_max=f.integer("num_examples_max"),
                 update_norm_max=f.number("update_norm_max"),
+                keep_versions=f.optional_integer("keep_versions"),
                 strict_enrolment=f.flag("strict_enrolment"),
                 seed=f.integer("seed"),
             )

@@ -11,7 +11,8 @@ from aggregator.gate.enrolment import Enrolment
 from aggregator.runs import current_config
 from aggregator.status import Status
 from aggregator.store.home import Home
-from aggregator.store.journal import Journal
+from aggregator.store.journal import Journal, VersionRow
+from aggregator.store.objects import ObjectStore
 from aggregator.store.rows import RoundPhase
 from protocol.errors import RemoteProtocolError
 from protocol.identity import client_id
@@ -113,8 +114,17 @@ class Operations:
         wanted = rows[-1].version if number is None else number
         for row in rows:
             if row.version == wanted:
+                self._check_kept(row, latest=rows[-1].version)
                 return {"version": row.version, "round": row.round, "state": row.state_digest}
         raise ConfigError(f"there is no version {wanted}; the latest is {rows[-1].version}")
+
+    def _check_kept(self, row: VersionRow, latest: int) -> None:
+        kept = self._home.config().keep_versions
+        collected = kept is not None and row.version < latest - kept
+        if collected and not ObjectStore(self._home.objects).path(row.state_digest).exists():
+            raise ConfigError(
+                f"version {row.version} is not on disk any more: this run keeps {kept} before the latest, {latest}"
+            )
 
     def _stop(self, _: Fields) -> Result:
         self._run.stop()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from aggregator.adapters.peft_folder import write_peft_folder
 from aggregator.adapters.peft_state import adapter_from_state
 from aggregator.control import command
+from aggregator.errors import StoreCorrupt
 from aggregator.merge import GlobalState
 from aggregator.store.home import Home
 from aggregator.store.objects import ObjectStore
@@ -17,7 +19,8 @@ __all__ = ["export_version"]
 def export_version(home: Home, rank: int, out: Path, *, version: int | None = None, overwrite: bool = False) -> int:
     """Writes the best adapter of a rank for one version.
 
-    The journal's owner says which object the version is; the object itself never changes, so it is read here.
+    The journal's owner says which object the version is; the object itself never changes, so it is read here. It may be
+    collected in between: then the owner is asked again.
 
     Args:
         home: The run's home.
@@ -34,10 +37,23 @@ def export_version(home: Home, rank: int, out: Path, *, version: int | None = No
         MergeError: The rank is no rank, or the manifest has what a PEFT folder cannot hold.
         PeftFolderError: The folder cannot be written.
     """
-    found = command(home, "version", version=version)
+    found, data = _version(home, version)
     manifest = home.manifest()
-    state = GlobalState.from_bytes(bytes(ObjectStore(home.objects).view(found["state"])), manifest)
+    state = GlobalState.from_bytes(data, manifest)
     adapter = adapter_from_state(state, manifest, rank, seed=home.config().seed)
     write_peft_folder(out, adapter, overwrite=overwrite)
     number: int = found["version"]
     return number
+
+
+def _version(home: Home, version: int | None) -> tuple[dict[str, Any], bytes]:
+    """What the journal says of a version, and its state."""
+    objects, missing = ObjectStore(home.objects), None
+    while True:
+        found = command(home, "version", version=version)
+        try:
+            return found, bytes(objects.view(found["state"]))
+        except StoreCorrupt:
+            if found["state"] == missing:
+                raise
+            missing = found["state"]

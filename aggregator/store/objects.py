@@ -20,7 +20,7 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -198,22 +198,31 @@ class ObjectStore:
         self._part(upload_id).unlink(missing_ok=True)
 
     def collect(self, live: Set[str]) -> int:
-        """Removes everything that is not live. Only for the owner of the store, while nobody writes to it.
+        """Removes the objects that are not live, and what a :meth:`put` that was killed left behind.
+
+        Only for the owner of the store, while nobody puts or seals: the bytes that are stored at this moment may be
+        those of an object that is dead, and would go with it.
 
         Args:
-            live: Digests of objects and ids of uploads to keep.
+            live: Digests of the objects to keep.
 
         Returns:
             Files removed.
         """
-        dead = [path for path in self._files() if path.name not in live]
-        for path in dead:
-            path.unlink(missing_ok=True)
-        return len(dead)
+        return _remove(path for path in self._objects.glob("??/*") if path.name not in live) + _remove(
+            self._partial.glob("put-*")
+        )
 
-    def _files(self) -> Iterator[Path]:
-        yield from self._objects.glob("??/*")
-        yield from self._partial.iterdir()
+    def collect_partials(self, live: Set[str]) -> int:
+        """Removes the uploads that are not live. Only for the owner of the store, while nothing is received.
+
+        Args:
+            live: Ids of the uploads to keep.
+
+        Returns:
+            Files removed.
+        """
+        return _remove(path for path in self._partial.iterdir() if path.name not in live)
 
     def _part(self, upload_id: str) -> Path:
         return self._partial / _name(upload_id)
@@ -236,6 +245,13 @@ class ObjectStore:
             _sync_folder(self._objects)
         path.replace(target)
         _sync_folder(target.parent)
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    dead = list(paths)
+    for path in dead:
+        path.unlink(missing_ok=True)
+    return len(dead)
 
 
 def _name(text: str) -> str:

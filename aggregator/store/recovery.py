@@ -6,48 +6,42 @@ from collections.abc import Iterator
 
 from aggregator.store.journal import Journal, UploadRow
 from aggregator.store.objects import ObjectStore
+from aggregator.store.retention import needed_objects
 from aggregator.store.rows import RoundPhase, UploadState
 
 __all__ = ["recover_store"]
 
-_STORED = (UploadState.DURABLE, UploadState.MERGED)
 
-
-def recover_store(journal: Journal, objects: ObjectStore) -> int:
+def recover_store(journal: Journal, objects: ObjectStore, keep_versions: int | None = None) -> int:
     """Makes the object store agree with the journal. Only for the owner of the home, before anything is served.
 
     Args:
         journal: Open journal, with at least version 0.
         objects: The object store.
+        keep_versions: See :func:`~aggregator.store.retention.needed_objects`.
 
     Returns:
-        Files dropped: parts and objects that the journal does not know.
+        Files dropped: parts and objects that the journal does not know, or that nothing needs any more.
 
     Raises:
         StoreCorrupt: An object that the run still needs is missing or damaged.
     """
-    uploads = list(_uploads(journal))
-    receiving = [row for row in uploads if row.state is UploadState.RECEIVING]
-    dropped = objects.collect(
-        {row.id for row in receiving}
-        | {row.sha256 for row in uploads if row.state in _STORED}
-        | {digest for row in journal.versions() for digest in (row.state_digest, row.body_digest)}
-    )
+    under_way = list(_under_way(journal))
+    receiving = [row for row in under_way if row.state is UploadState.RECEIVING]
+    dropped = objects.collect(needed_objects(journal, keep_versions))
+    dropped += objects.collect_partials({row.id for row in receiving})
     for row in receiving:
         if row.have and not objects.has_partial(row.id):
             journal.upload_prefix(row.id, 0)
     latest = journal.versions()[-1]
-    for digest in (latest.state_digest, latest.body_digest, *_awaiting_merge(journal)):
+    awaiting_merge = [row.sha256 for row in under_way if row.state is UploadState.DURABLE]
+    for digest in (latest.state_digest, latest.body_digest, *awaiting_merge):
         objects.check(digest)
     return dropped
 
 
-def _uploads(journal: Journal) -> Iterator[UploadRow]:
-    for row in journal.rounds():
-        yield from journal.uploads(row.number)
-
-
-def _awaiting_merge(journal: Journal) -> Iterator[str]:
+def _under_way(journal: Journal) -> Iterator[UploadRow]:
+    """Uploads of the round that is not committed yet; those of the others are over."""
     for row in journal.rounds():
         if row.phase is not RoundPhase.COMMITTED:
-            yield from (up.sha256 for up in journal.uploads(row.number) if up.state is UploadState.DURABLE)
+            yield from journal.uploads(row.number)

@@ -265,7 +265,7 @@ class World:
         self.journal = Journal(self.folder / "journal.db")
         if not self.journal.versions():
             self._first_version()
-        recover_store(self.journal, self.objects)
+        recover_store(self.journal, self.objects, self.config.keep_versions)
         self.federation = Federation(
             self.config,
             self.manifest,

@@ -24,6 +24,7 @@ CONFIGS = st.builds(
     residual_slots=st.none() | st.integers(1, 100),
     handout_codec=st.sampled_from(Codec),
     local=st.builds(LocalTraining, max_steps=st.none() | st.integers(0, 9), epochs=st.floats(0, 10)),
+    keep_versions=st.none() | st.integers(0, 9),
     strict_enrolment=st.booleans(),
     seed=st.integers(0, 1 << 40),
 )
@@ -48,7 +49,7 @@ def test_the_defaults_can_be_run(manifest):
         *(("default_rank", 0), ("default_rank", 5), ("residual_slots", 0), ("residual_slots", 5000)),
         *(("server_learning_rate", 0.0), ("server_learning_rate", math.nan)),
         *(("learning_rate_decay", -0.1), ("learning_rate_decay", math.nan), ("num_examples_max", 0)),
-        *(("update_norm_max", 0.0), ("update_norm_max", math.inf), ("seed", -1)),
+        *(("update_norm_max", 0.0), ("update_norm_max", math.inf), ("seed", -1), ("keep_versions", -1)),
     ],
 )
 def test_a_setting_that_cannot_be_run_is_named(manifest, setting, value):

@@ -15,6 +15,7 @@ from aggregator.errors import StoreCorrupt
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
 from aggregator.store.journal import Journal
 from aggregator.store.objects import ObjectStore
+from aggregator.store.retention import needed_objects
 from tests.aggregator.crash_points import CrashPoints
 from tests.aggregator.crashing_run import RecordedWorld, delivered, merged, opened, play, run_until_killed
 
@@ -23,7 +24,7 @@ from tests.aggregator.crashing_run import RecordedWorld, delivered, merged, open
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 DELIVERING = ("a", "b", "c")
-SHORT, LONG = {"rounds": 1}, {"rounds": 3}
+SHORT, LONG = {"rounds": 1, "keep_versions": 0}, {"rounds": 3, "keep_versions": 1}
 
 
 @pytest.fixture
@@ -35,9 +36,14 @@ def folders() -> Iterator[Callable[[], Path]]:
 
 
 def uncut(folder: Path, manifest, settings) -> tuple[CrashPoints, tuple]:
-    """A run that nobody touches: its steps, and how it ends."""
+    """A run that nobody touches: its steps, and how it ends, which is as its journalled cohorts have it."""
     points = CrashPoints()
-    with opened(folder, manifest, points, life=0, **settings) as world:
+    with opened(folder / "whole", manifest, CrashPoints(), life=0, **{**settings, "keep_versions": None}) as world:
+        play(world)
+        assert [recomputed(world, number) for number in range(1, world.config.rounds + 1)] == [
+            row.state_digest for row in world.journal.versions()[1:]
+        ]
+    with opened(folder / "collected", manifest, points, life=0, **settings) as world:
         play(world)
         return points, ending(world)
 
@@ -63,15 +69,22 @@ def survives(folder: Path, manifest, settings, kills: tuple[int, ...], expected:
         everybody = {(name, number + 1) for name in DELIVERING for number in range(world.config.rounds)}
         assert sorted((row.client.rstrip("_"), row.round) for row in merged(world)) == sorted(everybody)
         assert delivered(folder) == everybody
-        assert recomputed(world) == world.federation.version.state
+        if world.config.keep_versions:
+            assert recomputed(world, world.config.rounds) == world.federation.version.state
         assert list((folder / "store/partial").iterdir()) == []
+        assert stored(folder) == needed_objects(world.journal, world.config.keep_versions)
 
 
-def recomputed(world: RecordedWorld) -> str:
-    """Digest of the last state as the journalled cohort gives it, merged here and now."""
-    base, last = world.journal.versions()[-2:]
-    cohort = [row for row in merged(world) if row.round == last.round]
-    documents = {row.token: row.document for row in world.journal.assignments(last.round)}
+def stored(folder: Path) -> set[str]:
+    """Digests of the objects on disk."""
+    return {path.name for path in (folder / "store/objects").glob("??/*")}
+
+
+def recomputed(world: RecordedWorld, number: int) -> str:
+    """Digest of a version's state as the journalled cohort gives it, merged here and now."""
+    base = world.journal.versions()[number - 1]
+    cohort = [row for row in merged(world) if row.round == number]
+    documents = {row.token: row.document for row in world.journal.assignments(number)}
     job = MergeJob(
         objects=world.objects.root,
         manifest=world.manifest.to_json(),
@@ -84,7 +97,7 @@ def recomputed(world: RecordedWorld) -> str:
             )
             for row in cohort
         ),
-        round=last.round,
+        round=number,
         server_learning_rate=1.0,
         seed=0,
     )
@@ -103,7 +116,14 @@ EVERY_KIND = {
     *("commit add_version", "commit open_round", "commit add_assignment", "commit add_upload", "commit upload_prefix"),
     *("commit upload_durable", "commit upload_rejected", "commit settle_assignment", "commit round_elapsed"),
     *("commit close_round", "commit commit_round", "posix_fallocate upload", "pwrite upload", "replace upload"),
-    *("unlink upload", "posix_fallocate new object", "pwrite new object", "replace new object", "mkdir folder"),
+    *(
+        "unlink upload",
+        "unlink object",
+        "posix_fallocate new object",
+        "pwrite new object",
+        "replace new object",
+        "mkdir folder",
+    ),
     *("answer TASK", "answer CREDIT", "answer ACK", "answer NACK", "answer FINISHED"),
 }
 
@@ -194,5 +214,5 @@ def test_an_acknowledgement_too_early_is_seen(folders, manifest, monkeypatch, mu
 def test_a_merge_committed_in_two_steps_is_seen(folders, manifest, monkeypatch):
     torn_commit(monkeypatch)
     points, expected = uncut(folders(), manifest, SHORT)
-    with pytest.raises((AssertionError, sqlite3.IntegrityError)):
+    with pytest.raises((AssertionError, sqlite3.IntegrityError, StoreCorrupt)):
         survives(folders(), manifest, SHORT, (points.reached.index("commit torn"),), expected)

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from aggregator.gate.enrolment import Enrolment
 from aggregator.operations import Operations, StoppedRun
 from aggregator.runs import create_run
 from aggregator.store.home import Endpoints, Home, HomeLock
-from aggregator.store.journal import Journal
+from aggregator.store.journal import Journal, RoundRow
+from aggregator.store.objects import ObjectStore
 from protocol.identity import client_id
 from protocol.manifest import Manifest
 from protocol.ticket import Ticket
@@ -66,6 +68,24 @@ def test_a_version_is_named_by_its_state(home: Home) -> None:
     assert command(home, "version", version=None) == {"version": 0, "round": 0, "state": state}
     with pytest.raises(ConfigError, match="no version 7; the latest is 0"):
         command(home, "version", version=7)
+
+
+def test_a_version_that_was_collected_is_said_to_be(home: Home) -> None:
+    objects = ObjectStore(home.objects)
+    with Journal(home.journal) as journal:
+        first = journal.versions()[0]
+        for number in (1, 2):
+            journal.open_round(RoundRow(number=number, version=number - 1, seed=0))
+            journal.close_round(number, [])
+            digest = objects.put(bytes([number]))
+            journal.commit_round(
+                number, replace(first, version=number, round=number, state_digest=digest, body_digest=digest), ""
+            )
+    assert command(home, "version", version=0)["version"] == 0
+    objects.path(first.state_digest).unlink()
+    with pytest.raises(ConfigError, match="version 0 is not on disk any more: this run keeps 1 before the latest, 2"):
+        command(home, "version", version=0)
+    assert command(home, "version", version=1)["version"] == 1
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def states(home: Home) -> list[str]:
 
 
 def test_devices_of_different_ranks_finish_a_run_that_can_be_recomputed(new_home, serve, join) -> None:
-    home = new_home()
+    home = new_home(keep_versions=2)
     server = serve(home, "--endpoint", "tcp://127.0.0.1:0")
     assert server.ready()["serving"] == "run"
     finished(*(join(home, number, rank=rank) for number, rank in ((1, 1), (2, 4), (3, 8))))

@@ -88,9 +88,9 @@ def test_a_damaged_state_stops_the_start(journal: Journal, objects: ObjectStore)
         recover_store(journal, objects)
 
 
-def test_a_merged_update_that_was_archived_elsewhere_does_not_stop_the_start(
-    journal: Journal, objects: ObjectStore
-) -> None:
+@pytest.fixture
+def merged(journal: Journal, objects: ObjectStore) -> None:
+    """The upload is merged into version 1."""
     objects.put(DATA)
     journal.upload_durable(UPLOAD)
     journal.close_round(1, [UPLOAD])
@@ -98,5 +98,21 @@ def test_a_merged_update_that_was_archived_elsewhere_does_not_stop_the_start(
     journal.commit_round(
         1, VersionRow(version=1, round=1, state_digest=state, body_digest=state, codec=Codec.BF16, slots=4), ""
     )
+
+
+@pytest.mark.usefixtures("merged")
+def test_a_merged_update_that_was_archived_elsewhere_does_not_stop_the_start(
+    journal: Journal, objects: ObjectStore
+) -> None:
     objects.path(SHA).unlink()
     recover_store(journal, objects)
+
+
+@pytest.mark.usefixtures("merged")
+@pytest.mark.parametrize(("keep_versions", "dropped"), [(None, 0), (1, 0), (0, 3)])
+def test_a_start_collects_what_a_crash_left_of_the_past(
+    journal: Journal, objects: ObjectStore, keep_versions: int | None, dropped: int
+) -> None:
+    assert recover_store(journal, objects, keep_versions) == dropped
+    assert recover_store(journal, objects, keep_versions) == 0
+    objects.check(journal.versions()[-1].state_digest)

@@ -3,6 +3,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -29,6 +30,16 @@ def test_work_is_done_beside_the_loop_and_wakes_it(who: str, same_process: bool)
         future = getattr(executors, who).submit(os.getpid)
         assert readable(wakeup.fd, 30)
         assert (future.result(30) == os.getpid()) is same_process
+
+
+def test_uploads_are_checked_one_after_the_other_in_their_order() -> None:
+    """What collects objects relies on it: a check that was asked for later must not end before."""
+    order: list[int] = []
+    with worker_executors(lambda: None) as executors:
+        for number in range(100):
+            executors.verify.submit(lambda number=number: (time.sleep(0.001 * (number < 3)), order.append(number)))
+        executors.verify.submit(int).result(30)
+    assert order == list(range(100))
 
 
 def test_a_merge_uses_one_blas_thread_and_loads_no_tensor_library() -> None:
