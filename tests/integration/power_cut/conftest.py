@@ -47,7 +47,11 @@ class Disk:
     What is there afterwards is what somebody had flushed. ext4 commits on its own account every five seconds; here it
     waits for ten minutes, so that no timer makes durable what the program did not.
 
-    What a device has been sent counts as durable: a device that loses its own write cache would be crueller.
+    An fsync that is under way at that instant may report success and be wrong: without power nobody would have heard
+    of it. So only what was said before the cut counts (of 7,000 files that threads appended to and flushed, none was
+    shorter than they had said before the cut; of 1,400, 118 were shorter than they said in all).
+
+    What the device has been sent counts as durable: one that loses its own write cache would be crueller.
 
     Args:
         folder: Where image and mount point are made.
@@ -68,7 +72,7 @@ class Disk:
         self._mount()
 
     def cut(self) -> None:
-        """Cuts the power. Processes that use the disk live on, and get EIO."""
+        """Cuts the power. Processes that use the disk live on and get EIO; what they say from now on is void."""
         fd = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NOLOGFLUSH))
@@ -131,7 +135,7 @@ class Site:
 
     Attributes:
         home: The run's home.
-        acks: Every acknowledgement that a device saw, ever, as ``(device key, round)``.
+        acks: The acknowledgements that devices saw while there was power, as ``(device key, round)``.
         log: What the daemons wrote to standard error.
     """
 
@@ -157,9 +161,10 @@ class Site:
         Args:
             command: Arguments for Python that serve a home.
         """
+        self._arrivals = queue.SimpleQueue()
         with ExitStack() as stack:
             daemon = self._daemon([sys.executable, *command])
-            stack.callback(self._ended, daemon)
+            stack.callback(_end, daemon)
             for number in range(len(self._ranks)):
                 stack.enter_context(self._device(number)).start()
             yield daemon
@@ -168,6 +173,12 @@ class Site:
         """Returns when devices have seen this many acknowledgements more."""
         for _ in range(number):
             self.acks.append(self._arrivals.get(timeout=_PATIENCE_S))
+
+    def cut_power(self) -> None:
+        """Cuts the disk's power; acknowledgements after that are void."""
+        while not self._arrivals.empty():
+            self.acks.append(self._arrivals.get())
+        self._disk.cut()
 
     def _daemon(self, command: Sequence[str]) -> subprocess.Popen[str]:
         endpoint = [] if self._endpoint else ["--endpoint", "tcp://127.0.0.1:0"]
@@ -187,20 +198,13 @@ class Site:
         self._endpoint = bound
         return daemon
 
-    def _ended(self, daemon: subprocess.Popen[str]) -> None:
-        daemon.kill()
-        daemon.wait()
-        assert daemon.stdout is not None
-        daemon.stdout.close()
-        while not self._arrivals.empty():
-            self.acks.append(self._arrivals.get())
-
     def _device(self, number: int) -> EdgeClient:
         assert self._endpoint is not None
+        arrivals = self._arrivals
 
         def on_round(result: RoundResult) -> None:
             if result.accepted:
-                self._arrivals.put((self._keys[number], result.round))
+                arrivals.put((self._keys[number], result.round))
 
         server_key, _ = self.home.server_keys()
         ticket = Ticket(
@@ -223,6 +227,13 @@ class Site:
 def new_site(disk: Disk, tmp_path: Path) -> Callable[..., Site]:
     """Makes the run on the disk: ``new_site(ranks, rounds)``."""
     return lambda ranks, rounds: Site(disk, tmp_path, ranks, rounds)
+
+
+def _end(daemon: subprocess.Popen[str]) -> None:
+    daemon.kill()
+    daemon.wait()
+    assert daemon.stdout is not None
+    daemon.stdout.close()
 
 
 def _run(*command: str) -> None:

@@ -37,7 +37,7 @@ def lost_by_cuts(disk: Any, new_site: Callable[..., Any], tmp_path: Path) -> Cal
             with site.powered(command):
                 site.wait_for_acks(int(rng.integers(1, 12)))
                 time.sleep(float(rng.choice([0.0, 0.03]) * rng.random()))
-                disk.cut()
+                site.cut_power()
             disk.restore()
             lost = set(site.acks) - recovered(site.home.root)
             print(f"{len(site.acks)} acknowledged so far, {len(lost)} of them lost")

@@ -39,20 +39,30 @@ def lost_by_a_cut(disk: Any) -> Callable[[int], set[tuple[str, bytes]]]:
     """``lost_by_a_cut(seed)``: results that the outbox had taken before the cut, and does not hold, whole, after it."""
 
     def live(seed: int) -> set[tuple[str, bytes]]:
-        rng, stored = np.random.default_rng(seed), set()
+        rng = np.random.default_rng(seed)
+        stored: list[tuple[str, bytes]] = []
+        stored_with_power: list[tuple[str, bytes]] = []
         least = int(rng.integers(1, 20))
-        power = threading.Timer(float(rng.choice([0.0, 0.01]) * rng.random()), disk.cut)
+
+        def cut() -> None:
+            stored_with_power.extend(stored)
+            disk.cut()
+
+        power = threading.Timer(float(rng.choice([0.0, 0.01]) * rng.random()), cut)
         with Home(disk.path / "device") as home, suppress(OSError):
             for number in count(1):
                 update = rng.bytes(int(rng.integers(1, 100_000)))
                 home.outbox.put(assignment(number), RESULT, update)
-                stored.add((assignment(number).token, update))
+                stored.append((assignment(number).token, update))
                 if number == least:
                     power.start()
         power.join()
         disk.restore()
+        assert len(stored_with_power) >= least
         with Home(disk.path / "device") as home:
-            return stored - {(item.assignment.token, bytes(item.data)) for item in home.outbox.entries()}
+            return set(stored_with_power) - {
+                (item.assignment.token, bytes(item.data)) for item in home.outbox.entries()
+            }
 
     return live
 
