@@ -42,6 +42,7 @@ def load_code_search(
     *,
     train_per_package: int | None,
     held_out_per_package: int | None,
+    per_file: int | None,
     seed: int,
     folders: Mapping[str, Path] | None = None,
 ) -> CodeSearch:
@@ -53,7 +54,9 @@ def load_code_search(
     Args:
         packages: Import names, one a device.
         train_per_package: Most training functions a device has; None: all.
-        held_out_per_package: Held-out functions of each package; None: all.
+        held_out_per_package: Most held-out functions of each package; None: all.
+        per_file: Most functions taken of one file, in either part; None: all. Functions of one file are alike: few of
+            each of many files teach more, and ask for more, than many of each of few.
         seed: Draws the training functions.
         folders: Where each package lies; None: as installed.
 
@@ -65,22 +68,31 @@ def load_code_search(
     held_out = [
         function
         for package in packages
-        for function in _draw(package, roots[package], True, held_out_per_package, 0, seen)
+        for function in _draw(package, roots[package], _Part(True, held_out_per_package, per_file, 0), seen)
     ]
-    train = {package: _draw(package, roots[package], False, train_per_package, seed, seen) for package in packages}
+    part = _Part(False, train_per_package, per_file, seed)
+    train = {package: _draw(package, roots[package], part, seen) for package in packages}
     return CodeSearch(train=train, held_out=held_out, versions={} if folders else _versions(packages))
 
 
-def _draw(package: str, folder: Path, held_out: bool, count: int | None, seed: int, seen: set[str]) -> list[Function]:
+@dataclass(frozen=True)
+class _Part:
+    held_out: bool
+    count: int | None
+    per_file: int | None
+    seed: int
+
+
+def _draw(package: str, folder: Path, part: _Part, seen: set[str]) -> list[Function]:
     """The first ``count`` functions in a random order of files; no more files are read than that takes."""
     drawn: list[Function] = []
-    files = [file for file in _relative(folder) if _is_held_out(f"{package}/{file}") == held_out]
-    for file in _shuffled(files, f"{seed} {package}"):
+    files = [file for file in _relative(folder) if _is_held_out(f"{package}/{file}") == part.held_out]
+    for file in _shuffled(files, f"{part.seed} {package}"):
         source = (folder / file).read_text(encoding="utf-8", errors="replace")
-        found = list(_unseen(functions_of(source, package=package, file=file), seen))
-        drawn += found
-        if count is not None and len(drawn) >= count:
-            return drawn[:count]
+        found = {f"{f.name}:{f.line}": f for f in _unseen(functions_of(source, package=package, file=file), seen)}
+        drawn += [found[name] for name in _shuffled(found, f"{part.seed} {package}/{file}")[: part.per_file]]
+        if part.count is not None and len(drawn) >= part.count:
+            return drawn[: part.count]
     return drawn
 
 

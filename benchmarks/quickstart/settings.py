@@ -47,13 +47,15 @@ class Preset:
     """Most training examples of a device; None: all."""
     held_out_per_device: int | None
     """Most held-out examples of each device; None: all."""
+    per_file: int | None
+    """Most functions taken of one file of a code base; None: all."""
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Preset(seeds=1, rounds=4, train_per_device=352, held_out_per_device=120),
-        "full": Preset(seeds=3, rounds=4, train_per_device=512, held_out_per_device=200),
-        "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None),
+        "quick": Preset(seeds=1, rounds=4, train_per_device=352, held_out_per_device=150, per_file=3),
+        "full": Preset(seeds=3, rounds=4, train_per_device=640, held_out_per_device=200, per_file=5),
+        "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None, per_file=None),
     }
 )
 """``quick`` is the demo, under five minutes on two cores; ``full`` gives deviations; ``paper`` uses all there is."""

@@ -87,7 +87,10 @@ def code_search_study(preset: Preset, seed: int) -> Study:
     """
     try:
         data = load_code_search(
-            train_per_package=preset.train_per_device, held_out_per_package=preset.held_out_per_device, seed=seed
+            train_per_package=preset.train_per_device,
+            held_out_per_package=preset.held_out_per_device,
+            per_file=preset.per_file,
+            seed=seed,
         )
     except PackageNotFoundError as error:
         raise BenchmarkError(str(error)) from error

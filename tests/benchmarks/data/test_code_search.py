@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,20 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return {verb: write_package(tmp_path / verb, verb) for verb in ("compute", "draw")}
 
 
-def load(folders: dict[str, Path], seed: int = 0, train: int | None = 20, held_out: int | None = 10) -> CodeSearch:
+def load(
+    folders: dict[str, Path],
+    seed: int = 0,
+    train: int | None = 20,
+    held_out: int | None = 10,
+    per_file: int | None = None,
+) -> CodeSearch:
     return load_code_search(
-        tuple(folders), train_per_package=train, held_out_per_package=held_out, seed=seed, folders=folders
+        tuple(folders),
+        train_per_package=train,
+        held_out_per_package=held_out,
+        per_file=per_file,
+        seed=seed,
+        folders=folders,
     )
 
 
@@ -59,6 +71,13 @@ def test_caps_hold_for_every_package(folders: dict[str, Path]) -> None:
     data = load(folders)
     assert [len(functions) for functions in data.train.values()] == [20, 20]
     assert sorted(f.package for f in data.held_out) == ["compute"] * 10 + ["draw"] * 10
+
+
+def test_of_each_file_no_more_than_asked_for_are_taken_and_not_always_the_first(folders: dict[str, Path]) -> None:
+    data = load(folders, per_file=2)
+    for functions in (*data.train.values(), data.held_out):
+        assert set(Counter((f.package, f.file) for f in functions).values()) == {2}
+    assert len({f.name for functions in data.train.values() for f in functions}) > 2
 
 
 def test_the_same_seed_draws_the_same_data(folders: dict[str, Path]) -> None:
