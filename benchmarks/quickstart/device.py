@@ -37,7 +37,9 @@ class DeviceSpec:
     ticket: str
     """Its ticket's file."""
     folder: str
-    """Where it keeps its key and outbox."""
+    """Where it keeps its outbox."""
+    key: str
+    """Its key file."""
     model: str
     """Folder or hub id of the base."""
     train: str
@@ -115,6 +117,7 @@ def run_device(spec: DeviceSpec) -> None:
         spec.ticket,
         trainer=holder,
         state_dir=spec.folder,
+        key=spec.key,
         name=spec.name,
         on_progress=lambda progress: _tell("step", **asdict(progress)),
         on_round=lambda result: _tell("round", round=result.round, accepted=result.accepted, reason=result.reason),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from benchmarks.quickstart.study import Study
 from benchmarks.quickstart.versions import FinishedRun, read_finished_run
 from edge_client.errors import EdgeClientError
 from edge_client.model.manifest_writer import write_manifest
+from edge_client.storage.keys import create_key
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.manifest import Manifest
 from protocol.payload import AdapterTensors
@@ -146,14 +148,17 @@ class Experiment:
     def _device_specs(self) -> list[DeviceSpec]:
         specs = []
         for name, device in self._devices.items():
-            ticket = self._folder / name / "ticket"
+            ticket, key = self._folder / name / "ticket", self._folder / name / "key"
             invite(self._home, ticket)
+            # The order of a device's data follows its key: from a seed, so that the same call gives the same figures.
+            create_key(key, hashlib.sha256(f"{self._seed} {name}".encode()).digest())
             specs.append(
                 DeviceSpec(
                     name=name,
                     device=device,
                     ticket=str(ticket),
                     folder=str(self._folder / name),
+                    key=str(key),
                     model=self._model,
                     train=str(self._train_file(name)),
                     held_out=str(self._held_out),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from edge_client.errors import ConfigError
 from edge_client.storage.files import write_durably
@@ -36,18 +37,23 @@ class KeyPair:
         return client_id(self.public)
 
 
-def create_key(path: Path) -> KeyPair:
+def create_key(path: Path, secret: bytes | None = None) -> KeyPair:
     """Makes a new key pair and writes it, readable by the owner alone.
+
+    Args:
+        path: The file to make.
+        secret: 32 bytes; None: random ones. Given only where a run must repeat, and then no secret.
 
     Raises:
         ConfigError: There is a file already; a key is never overwritten.
     """
     if path.exists():
         raise ConfigError(f"{path} exists: a key is never overwritten; name another file, or remove it yourself")
-    public, secret = (part.decode() for part in zmq.curve_keypair())
-    text = json.dumps({"format": FORMAT, "public": public, "secret": secret}, indent=1)
+    encoded = zmq.curve_keypair()[1] if secret is None else z85.encode(secret)
+    pair = KeyPair(zmq.curve_public(encoded).decode(), encoded.decode())
+    text = json.dumps({"format": FORMAT, "public": pair.public, "secret": pair.secret}, indent=1)
     write_durably(path, text.encode() + b"\n", mode=0o600)
-    return KeyPair(public, secret)
+    return pair
 
 
 def load_key(path: Path) -> KeyPair:

@@ -52,6 +52,13 @@ def test_a_labelled_folder_is_federated_from_start_to_end(tiny_bert: Path, tmp_p
     assert all(row["bytes_up"] > 1000 < row["bytes_down"] for row in devices)
     assert devices[0]["bytes_up"] < devices[3]["bytes_up"]
     assert "tributary-client join" in done.stdout
+    again = tmp_path / "again.json"
+    quickstart("--data", str(tmp_path), "--model", str(tiny_bert), "--out", str(again))
+    assert _scores(json.loads(again.read_text())["rows"]) == _scores(rows), "one seed, one result"
+
+
+def _scores(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [row for row in rows if row["kind"] in ("score", "layer")]
 
 
 @pytest.mark.slow

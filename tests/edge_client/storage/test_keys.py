@@ -19,6 +19,12 @@ def test_a_key_is_read_back_and_only_its_owner_can_read_the_file(tmp_path):
     assert made.secret not in repr(made)
 
 
+def test_the_same_secret_gives_the_same_key(tmp_path):
+    made = create_key(tmp_path / "one", bytes(range(32)))
+    assert made == load_key(tmp_path / "one") == create_key(tmp_path / "two", bytes(range(32)))
+    assert made != create_key(tmp_path / "three") != create_key(tmp_path / "four")
+
+
 def test_a_key_is_never_overwritten(tmp_path):
     made = create_key(tmp_path / "k")
     with pytest.raises(ConfigError, match="never overwritten"):
