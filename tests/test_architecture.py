@@ -71,10 +71,19 @@ def test_a_package_offers_what_it_imports_and_nothing_else(path: Path) -> None:
     assert len(offered) == len(public)
 
 
-@pytest.mark.parametrize("package", ["edge_client", "aggregator"])
+@pytest.mark.parametrize(
+    ("package", "shadowed"),
+    [
+        ("edge_client", "protocol"),
+        ("aggregator", "protocol"),
+        ("benchmarks", "protocol"),
+        ("benchmarks", "edge_client"),
+        ("benchmarks", "aggregator"),
+    ],
+)
 @pytest.mark.parametrize("layout", ["package", "module", "namespace"])
-def test_a_foreign_protocol_that_shadows_ours_is_named(tmp_path: Path, package: str, layout: str) -> None:
-    foreign = tmp_path / ("protocol.py" if layout == "module" else "protocol/__init__.py")
+def test_a_foreign_package_that_shadows_ours_is_named(tmp_path: Path, package: str, shadowed: str, layout: str) -> None:
+    foreign = tmp_path / (f"{shadowed}.py" if layout == "module" else f"{shadowed}/__init__.py")
     foreign.parent.mkdir(exist_ok=True)
     if layout == "namespace":  # a folder without __init__.py never wins over a package: nothing to complain about
         assert python(f"import {package}", tmp_path).returncode == 0
@@ -82,7 +91,7 @@ def test_a_foreign_protocol_that_shadows_ours_is_named(tmp_path: Path, package: 
     foreign.write_text('"""Not ours."""')
     done = python(f"import {package}", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ImportError: expected tributary-fl's package 'protocol'")
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: expected tributary-fl's package {shadowed!r}")
     assert str(foreign) in done.stderr.splitlines()[-1]
 
 
