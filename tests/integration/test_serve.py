@@ -26,6 +26,7 @@ from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 from protocol.ticket import Ticket
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
 MANIFEST = Manifest(
@@ -40,8 +41,14 @@ MANIFEST = Manifest(
 class Server:
     """A ``serve`` process."""
 
-    def __init__(self, home: Home, *flags: str, env: dict[str, str] | None = None) -> None:
-        arguments = [sys.executable, "-m", "aggregator.cli", "serve", str(home.root), "--json", *flags]
+    def __init__(
+        self,
+        home: Home,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "aggregator.cli"),
+    ) -> None:
+        arguments = [sys.executable, *program, "serve", str(home.root), "--json", *flags]
         self.home = home
         self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, **(env or {})})
 
@@ -198,6 +205,41 @@ def test_killed_in_the_middle_of_a_round_it_goes_on_and_no_device_trains_twice(n
     assert [trainer.trained for trainer in trainers] == [1, 1]
     assert second.end() == 0
     assert states(home)[1:] == [recomputed(home, 1)]
+
+
+LATE_POINTS = [
+    ("unlink object", 0),
+    ("replace upload", 2),
+    ("commit upload_durable", 3),
+    ("commit close_round", 1),
+    ("unlink object", 1),
+]
+POINTS = [("commit upload_durable", 0), ("commit commit_round", 0)]
+
+
+@pytest.mark.parametrize(
+    "point", [*POINTS, *(pytest.param(point, marks=pytest.mark.slow) for point in LATE_POINTS)], ids=str
+)
+def test_killed_at_a_point_it_goes_on_and_every_update_counts_once(new_home, serve, join, point) -> None:
+    home = new_home(rounds=2, cohort_size=2)
+    program = (str(Path(__file__).with_name("crashing_daemon.py")), *map(str, point))
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    first = serve(home, "--endpoint", "tcp://127.0.0.1:0", program=program, env=path)
+    first.ready()
+    trainers = [CountingTrainer(number) for number in (1, 2)]
+    devices = [join(home, trainer.number, trainer=trainer) for trainer in trainers]
+    for trainer in trainers:
+        trainer.let_go()
+    assert first.wait() == -signal.SIGKILL
+    second = serve(home)
+    second.ready()
+    finished(*devices)
+    assert [trainer.trained for trainer in trainers] == [2, 2]
+    assert second.end() == 0
+    assert states(home)[2] == recomputed(home, 2)
+    with HomeLock(home), Journal(home.journal) as journal:
+        for number in (1, 2):
+            assert [row.state for row in journal.uploads(number)] == ["merged", "merged"]
 
 
 def test_a_revoked_device_is_told_and_the_round_does_not_wait_for_it(new_home, serve, join) -> None:
