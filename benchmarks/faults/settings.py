@@ -1,0 +1,100 @@
+"""What the fault run runs with: its flags, its presets, and how hard it is on the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from benchmarks.command_line import UsageError
+
+__all__ = ["PRESETS", "RANKS", "Preset", "Settings", "read_settings"]
+
+RANKS: Sequence[int] = (2, 4, 8, 16)
+"""LoRA rank of each device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much is killed, and how large the updates are."""
+
+    runs: int
+    """Federations, each with a daemon, devices and a plan of kills of its own."""
+    side_by_side: int = 3
+    """Runs at a time: while one gets on its feet again, the others keep the machine busy."""
+    kills: int = 34
+    """Kills of the aggregator, and as many of devices, in one run; those of starting processes come on top."""
+    aggregator_life_s: float = 2.0
+    """Mean time from the aggregator's readiness to its next kill, which waits besides until it is at work."""
+    device_life_s: float = 8.0
+    """The same of each device."""
+    dense: int = 4_000_000
+    """Entries of the dense tensor, 4 bytes each in an update: 15 MiB, while prefixes are journalled every 8 MiB."""
+    rate: float = 40e6
+    """Bytes per second of a device's link, each way, at most."""
+    cut_share: float = 0.25
+    """Share of the connections that are cut at a random byte of what the device sends."""
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {"quick": Preset(runs=3), "full": Preset(runs=9), "paper": Preset(runs=30)}
+)
+"""``quick`` is 102 kills of each side, under four minutes on two cores; ``full`` 306 and ``paper`` 1,020."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One call, checked."""
+
+    preset_name: str
+    """Name in :data:`PRESETS`."""
+    seed: int
+    """First seed."""
+    out: Path | None
+    """Where the result goes as JSON; None: nowhere."""
+    plot: Path | None
+    """Where the figure goes; None: nowhere."""
+    home: Path | None
+    """Where homes, logs and records are kept; None: a temporary folder, deleted in the end."""
+
+    @property
+    def preset(self) -> Preset:
+        """How much is done."""
+        return PRESETS[self.preset_name]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs."""
+        return tuple(range(self.seed, self.seed + self.preset.runs))
+
+
+def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None, home: str | None) -> Settings:
+    """Checks flags as they were typed.
+
+    Raises:
+        UsageError: All that is wrong, in one message.
+    """
+    files = {"out": out, "plot": plot, "home": home}
+    # fire gives True for a flag without a value, whatever the annotation says
+    faults = [f"--{name}: expected text, got nothing" for name, text in files.items() if text in (True, "")]
+    if preset not in PRESETS:
+        faults.append(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    if not (str(seed).isdecimal() and int(seed) < 1 << 31):
+        faults.append(f"--seed: expected a whole number from 0, got {seed!r}")
+    faults += [] if faults else _path_faults(out=out, plot=plot, home=home)
+    if faults:
+        raise UsageError("\n".join(faults))
+    return Settings(preset_name=preset, seed=int(seed), out=_path(out), plot=_path(plot), home=_path(home))
+
+
+def _path_faults(*, home: str | None, **files: str | None) -> list[str]:
+    paths = {name: Path(text).absolute() for name, text in files.items() if text is not None}
+    faults = [f"--{name}: there is no folder {path.parent}" for name, path in paths.items() if not path.parent.is_dir()]
+    if home is not None and Path(home).exists() and not (Path(home).is_dir() and not any(Path(home).iterdir())):
+        faults.append(f"--home: expected a new or empty folder, there is something at {home}")
+    return faults
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value).absolute()
