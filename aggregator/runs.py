@@ -11,6 +11,7 @@ from aggregator.config import RunConfig
 from aggregator.errors import HomeError
 from aggregator.merge import GlobalState
 from aggregator.rounds.work import FirstVersionJob, store_first_version
+from aggregator.store.files import sync_folder
 from aggregator.store.home import Home
 from aggregator.store.journal import Journal, VersionRow
 from protocol.manifest import Manifest
@@ -19,7 +20,7 @@ __all__ = ["create_run", "current_config"]
 
 
 def create_run(root: Path, config: RunConfig, manifest: Manifest, start: GlobalState | None = None) -> Home:
-    """Makes a home with version 0 in it. It appears whole or not at all.
+    """Makes a home with version 0 in it. It appears whole or not at all; on return it survives a power cut.
 
     Args:
         root: A folder that is empty or not there.
@@ -37,7 +38,9 @@ def create_run(root: Path, config: RunConfig, manifest: Manifest, start: GlobalS
     fresh = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
     try:
         _add_first_version(Home.create(fresh, config, manifest), config, manifest, start)
+        sync_folder(fresh)
         fresh.rename(root)
+        sync_folder(root.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -25,6 +25,7 @@ import zmq
 
 from aggregator.config import RunConfig
 from aggregator.errors import ConfigError, HomeError, HomeInUse
+from aggregator.store.files import sync_folder
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest
 
@@ -158,10 +159,11 @@ class Home:
             raise HomeError(f"{self.root / 'endpoints.json'} is damaged; remove it and serve again") from error
 
     def set_endpoints(self, endpoints: Endpoints) -> None:
-        """Remembers where the daemon listens."""
+        """Remembers where the daemon listens, durably: the devices' tickets name it."""
         temporary = self.root / "endpoints.json.new"
         _write(temporary, json.dumps(asdict(endpoints)).encode())
         temporary.replace(self.root / "endpoints.json")
+        sync_folder(self.root)
 
     @property
     def _config(self) -> Path:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from aggregator.errors import AggregatorError, StoreCorrupt, StoreFull
+from aggregator.store.files import sync_file, sync_folder
 from protocol.errors import RemoteProtocolError
 
 __all__ = ["DigestMismatch", "ObjectStore", "Partial"]
@@ -78,7 +79,7 @@ class Partial:
         """Makes all that was written durable, and the file findable."""
         os.fdatasync(self._fd)
         if not self._in_folder:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             self._in_folder = True
 
     def close(self) -> None:
@@ -105,7 +106,9 @@ class ObjectStore:
         self.root = root
         self._objects, self._partial = root / "objects", root / "partial"
         for folder in (self._objects, self._partial):
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(root)
 
     def put(self, data: bytes | memoryview) -> str:
         """Stores bytes durably.
@@ -118,7 +121,7 @@ class ObjectStore:
         """
         digest = hashlib.sha256(data).hexdigest()
         if self.path(digest).exists():
-            _sync_folder(self.path(digest).parent)  # whoever put it there may have died before this
+            sync_folder(self.path(digest).parent)  # whoever put it there may have died before this
             return digest
         temporary = self._partial / f"put-{secrets.token_hex(16)}"
         try:
@@ -189,9 +192,9 @@ class ObjectStore:
             self.discard(upload_id)
             raise
         if part.exists():
-            _sync_file(part)
+            sync_file(part)
             self._move_in(part, sha256)
-        _sync_folder(self.path(sha256).parent)
+        sync_folder(self.path(sha256).parent)
 
     def discard(self, upload_id: str) -> None:
         """Drops what was received of an upload; harmless if there is nothing."""
@@ -242,9 +245,9 @@ class ObjectStore:
         target = self.path(digest)
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
-            _sync_folder(self._objects)
+            sync_folder(self._objects)
         path.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def _remove(paths: Iterable[Path]) -> int:
@@ -285,14 +288,3 @@ def _full_disk_told() -> Iterator[None]:
         raise StoreFull(
             f"the disk is full ({error.strerror}): free some space; nothing acknowledged was lost"
         ) from error
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_sync_folder = _sync_file

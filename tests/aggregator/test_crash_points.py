@@ -199,7 +199,7 @@ def late_object(monkeypatch) -> None:
 
     monkeypatch.setattr(ObjectStore, "_move_in", moving)
     monkeypatch.setattr(ObjectStore, "view", viewing)
-    monkeypatch.setattr("aggregator.store.objects._sync_folder", lambda path: None)
+    monkeypatch.setattr("aggregator.store.objects.sync_folder", lambda path: None)
 
 
 @pytest.mark.parametrize(("mutate", "later"), [(late_commit, 1), (late_object, 0)])

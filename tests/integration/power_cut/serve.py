@@ -18,7 +18,7 @@ from aggregator.intake import updates
 from aggregator.intake.updates import Intake
 from aggregator.store import objects
 from aggregator.store.journal import Journal
-from aggregator.store.objects import ObjectStore
+from aggregator.store.objects import ObjectStore, Partial
 from protocol import messages
 
 _SLOW_DISK_S = 0.05
@@ -27,6 +27,11 @@ _SLOW_DISK_S = 0.05
 def no_fsync() -> None:
     """Files and folders are never flushed; the journal still is, by SQLite."""
     os.fsync = os.fdatasync = lambda fd: None
+
+
+def unflushed_merges() -> None:
+    """Uploads are flushed; what a merge makes of them is committed to the journal, but never flushed."""
+    Partial.sync = lambda partial: None
 
 
 def synchronous_normal() -> None:
@@ -42,13 +47,13 @@ def synchronous_normal() -> None:
 
 def rename_before_fsync() -> None:
     """A sealed upload gets its name first, and is flushed second."""
-    sync, move_in = objects._sync_file, ObjectStore._move_in
+    sync, move_in = objects.sync_file, ObjectStore._move_in
 
     def moved_in(store: ObjectStore, path: Path, digest: str) -> None:
         move_in(store, path, digest)
         sync(store.path(digest))
 
-    objects._sync_file = lambda path: None
+    objects.sync_file = lambda path: None
     ObjectStore._move_in = moved_in
 
 
@@ -68,7 +73,7 @@ def ack_on_arrival() -> None:
 
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__.replace("_", "-"): fault
-    for fault in (no_fsync, synchronous_normal, rename_before_fsync, ack_on_arrival)
+    for fault in (no_fsync, unflushed_merges, synchronous_normal, rename_before_fsync, ack_on_arrival)
 }
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -120,7 +120,13 @@ def test_many_power_cuts_lose_nothing_that_was_acknowledged(
 
 
 @pytest.mark.parametrize(
-    "fault", ["no-fsync", "synchronous-normal", pytest.param("ack-on-arrival", marks=pytest.mark.slow)]
+    "fault",
+    [
+        "no-fsync",
+        "synchronous-normal",
+        pytest.param("unflushed-merges", marks=pytest.mark.slow),
+        pytest.param("ack-on-arrival", marks=pytest.mark.slow),
+    ],
 )
 def test_a_daemon_that_flushes_less_is_found_out(lost_by_cuts: Callable[..., set[tuple[str, int]]], fault: str) -> None:
-    assert lost_by_cuts(cuts=5, seed=0, fault=fault)
+    assert lost_by_cuts(cuts=8, seed=0, fault=fault)
