@@ -55,8 +55,10 @@ class RunConfig:
     """How the devices train."""
     num_examples_max: int = 10_000_000
     """Bound on the aggregation weight that a client may claim."""
-    update_norm_max: float = 1e6
-    """Bound on the Frobenius norm of all values of an update. The default only keeps sums finite; lower it to taste."""
+    update_norm_max: float = 1e4
+    """Bound on the Frobenius norm of all values of an update. The default catches training that diverged and stayed
+    finite: all weights of a 7B model, at 0.02 each, have norm 0.02·√(7·10⁹) ≈ 1.7·10³, and an update several times as
+    large as its model is no fine-tuning. It is no defence against a device that means harm."""
     keep_versions: int | None = 1
     """Versions before the live one that stay on disk, each with the updates that led from it to the next: what
     ``export --version`` and an offline recompute can go back to. None: all of them."""

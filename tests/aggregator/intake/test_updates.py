@@ -339,6 +339,14 @@ def test_a_bad_update_is_refused_with_its_reason_and_nothing_of_it_reaches_the_s
     assert world.federation.version.state == clean.federation.version.state
 
 
+@pytest.mark.parametrize(("value", "answer"), [(9e3, "ACK"), (2e4, "NACK")])
+def test_training_that_diverged_and_stayed_finite_is_refused_unless_told_otherwise(new_world, value, answer):
+    world = new_world(update_codec=Codec.FP32, cohort_size=1)
+    device = world.device("a")
+    given = device.task()
+    assert device.deliver(given, poisoned(given, world, value)).type == answer
+
+
 def test_a_refusal_can_be_had_again(world, pair):
     first, given, *_ = pair
     data = b"\xff" * len(first.update(given))
