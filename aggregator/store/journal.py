@@ -48,6 +48,7 @@ class Journal:
 
     Raises:
         StoreCorrupt: The file is damaged, or written by another version of this software.
+        StoreFull: There is no room on the disk for what SQLite keeps beside it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,6 +59,8 @@ class Journal:
             self._prepare()
         except sqlite3.DatabaseError as error:
             self._db.close()
+            if _no_room(error):
+                raise self._full() from error
             raise StoreCorrupt(f"{path} is no journal ({error}); restore it from a backup") from error
         except BaseException:
             self._db.close()
@@ -302,9 +305,12 @@ class Journal:
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StoreFull(f"the disk of {self._path} is full: free some space; nothing was lost") from error
+            if _no_room(error):
+                raise self._full() from error
             raise
+
+    def _full(self) -> StoreFull:
+        return StoreFull(f"the disk of {self._path} is full: free some space; nothing was lost")
 
     def _do(self, sql: str, *values: object) -> int:
         return self._db.execute(sql, values).rowcount
@@ -331,6 +337,12 @@ class Journal:
 
     def _all(self, kind: Callable[[_Row], T], sql: str, *values: object) -> list[T]:
         return [kind(dict(row)) for row in self._db.execute(sql, values)]
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether the database, or the file of shared memory beside it, could not grow."""
+    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    return getattr(error, "sqlite_errorcode", None) in full
 
 
 def _client(row: _Row) -> ClientRow:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.errors import StoreCorrupt
+from aggregator.errors import StoreCorrupt, StoreFull
 from aggregator.store.journal import (
     AssignmentRow,
     Journal,
@@ -100,6 +100,32 @@ def test_the_file_is_in_wal_mode_with_full_synchronisation(journal: Journal) -> 
 
 
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
+
+
+def test_a_full_disk_is_told_as_such_and_loses_nothing(journal: Journal) -> None:
+    journal.set_meta("before", "kept")
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreFull, match="free some space"):
+        journal.set_meta("more", "x" * 100_000)
+    journal._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    journal.set_meta("more", "x" * 100_000)
+    assert journal.get_meta("before") == "kept"
+
+
+def test_a_start_on_a_full_disk_is_not_taken_for_damage(tmp_path: Path) -> None:
+    Journal(tmp_path / "journal.db").close()
+    program = (
+        "import resource, signal, sys; from pathlib import Path;"
+        "from aggregator.store.journal import Journal;"
+        "from aggregator.errors import StoreFull;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));\n"
+        "try: Journal(Path(sys.argv[1]))\n"
+        "except StoreFull: sys.exit(7)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "journal.db")]
+    assert subprocess.run(command, check=False).returncode == 7
 
 
 def test_another_thread_is_refused(journal: Journal) -> None:
