@@ -31,6 +31,9 @@ from protocol.errors import RemoteProtocolError
 
 __all__ = ["DigestMismatch", "ObjectStore", "Partial"]
 
+HEADROOM_BYTES = 32 << 20
+"""Free space that no new upload may take: what devices send must not leave the journal without room for a decision."""
+
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -44,17 +47,20 @@ class Partial:
     Args:
         path: The file; created if it is not there.
         size: Final size in bytes; all of it is reserved on disk at once.
+        headroom: Bytes to leave free on the disk by a new file.
 
     Raises:
         StoreFull: The disk cannot hold it; nothing is left behind.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, headroom: int = 0) -> None:
         self._path, self._size, self._in_folder = path, size, False
         fresh = not path.exists()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _reserve(self._fd, size)
+            if fresh:
+                _leave_free(self._fd, headroom)
         except BaseException:
             self.close()
             if fresh:
@@ -164,7 +170,7 @@ class ObjectStore:
         Raises:
             StoreFull: The disk cannot hold it.
         """
-        return Partial(self._part(upload_id), size)
+        return Partial(self._part(upload_id), size, HEADROOM_BYTES)
 
     def has_partial(self, upload_id: str) -> bool:
         """Whether an upload's file is there; if not, whatever the journal counted of it is gone."""
@@ -276,6 +282,13 @@ def _reserve(fd: int, size: int) -> None:
     if size:
         with _full_disk_told():
             os.posix_fallocate(fd, 0, size)
+
+
+def _leave_free(fd: int, headroom: int) -> None:
+    disk = os.fstatvfs(fd)
+    free = disk.f_bavail * disk.f_frsize
+    if free < headroom:
+        raise StoreFull(f"the disk has {free:,} bytes left, fewer than {headroom:,}: free some space; nothing was lost")
 
 
 @contextmanager

@@ -162,6 +162,19 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     assert list((tmp_path / "store" / "partial").iterdir()) == []
 
 
+def test_a_new_upload_leaves_room_for_the_journal_and_one_that_has_its_place_goes_on(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.partial(UPLOAD, 100).close()
+    monkeypatch.setattr("aggregator.store.objects.HEADROOM_BYTES", 1 << 62)
+    with pytest.raises(StoreFull, match="bytes left"):
+        store.partial("2" * 64, 100)
+    with store.partial(UPLOAD, 100) as part:
+        part.write(0, bytes(100))
+    store.put(b"a merge is no device's to stop")
+    assert [path.name for path in (tmp_path / "store" / "partial").iterdir()] == [UPLOAD]
+
+
 def test_a_file_size_limit_of_the_system_is_told_as_a_full_disk(tmp_path: Path) -> None:
     limit = resource.RLIMIT_FSIZE
     program = (
