@@ -54,7 +54,6 @@ class RecordedWorld(World):
 
     def __init__(self, folder: Path, manifest: Manifest, points: CrashPoints, life: int, **settings: Any) -> None:
         self.points, self.life = points, life
-        folder.mkdir(exist_ok=True)
         super().__init__(folder, manifest, cohort_size=3, over_selection=2.0, **settings)
 
     def start(self) -> None:
