@@ -163,8 +163,7 @@ class Site:
         """
         self._arrivals = queue.SimpleQueue()
         with ExitStack() as stack:
-            daemon = self._daemon([sys.executable, *command])
-            stack.callback(_end, daemon)
+            daemon = stack.enter_context(self._daemon(command))
             for number in range(len(self._ranks)):
                 stack.enter_context(self._device(number)).start()
             yield daemon
@@ -180,23 +179,29 @@ class Site:
             self.acks.append(self._arrivals.get())
         self._disk.cut()
 
-    def _daemon(self, command: Sequence[str]) -> subprocess.Popen[str]:
+    @contextmanager
+    def _daemon(self, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
         endpoint = [] if self._endpoint else ["--endpoint", "tcp://127.0.0.1:0"]
-        with self.log.open("a") as log:
-            daemon = subprocess.Popen(
-                [*command, str(self.home.root), "--json", *endpoint],
+        with (
+            self.log.open("a") as log,
+            subprocess.Popen(
+                [sys.executable, *command, str(self.home.root), "--json", *endpoint],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
-            )
-        assert daemon.stdout is not None
-        line = daemon.stdout.readline()
-        assert line, self.log.read_text()
-        bound = json.loads(line)["endpoint"]
-        assert self._endpoint in (None, bound), "the daemon forgot where its devices look for it"
-        self._endpoint = bound
-        return daemon
+            ) as daemon,
+        ):
+            try:
+                assert daemon.stdout is not None
+                line = daemon.stdout.readline()
+                assert line, self.log.read_text()
+                bound = json.loads(line)["endpoint"]
+                assert self._endpoint in (None, bound), "the daemon forgot where its devices look for it"
+                self._endpoint = bound
+                yield daemon
+            finally:
+                daemon.kill()
 
     def _device(self, number: int) -> EdgeClient:
         assert self._endpoint is not None
@@ -227,13 +232,6 @@ class Site:
 def new_site(disk: Disk, tmp_path: Path) -> Callable[..., Site]:
     """Makes the run on the disk: ``new_site(ranks, rounds)``."""
     return lambda ranks, rounds: Site(disk, tmp_path, ranks, rounds)
-
-
-def _end(daemon: subprocess.Popen[str]) -> None:
-    daemon.kill()
-    daemon.wait()
-    assert daemon.stdout is not None
-    daemon.stdout.close()
 
 
 def _run(*command: str) -> None:
