@@ -57,6 +57,7 @@ def _run(settings: Settings) -> None:
 
 def _run_batch(settings: Settings, seeds: Sequence[int], stages: Stages) -> list[Findings]:
     """Runs a few federations side by side, and looks at what they left."""
+    from aggregator.errors import AggregatorError
     from benchmarks.faults.audit import audit
     from benchmarks.faults.ordeal import Ordeal
     from benchmarks.faults.plot import plot_run
@@ -73,7 +74,10 @@ def _run_batch(settings: Settings, seeds: Sequence[int], stages: Stages) -> list
         except* BenchmarkError as group:
             raise BenchmarkError(str(group.exceptions[0])) from group
         stages.say("merging every journalled cohort again")
-        findings = [audit(each, seed) for each, seed in zip(evidence, seeds, strict=True)]
+        try:
+            findings = [audit(each, seed) for each, seed in zip(evidence, seeds, strict=True)]
+        except AggregatorError as error:
+            raise BenchmarkError(f"a version cannot be merged again: {error}") from error
         if settings.plot is not None and settings.seed in seeds:
             plot_run(evidence[0], findings[0], settings.plot)
     stages.say("done")

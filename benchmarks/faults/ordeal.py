@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +18,11 @@ from aggregator.runs import create_run
 from aggregator.store.home import Home
 from benchmarks.command_line import BenchmarkError
 from benchmarks.faults.device import DeviceSpec
-from benchmarks.faults.evidence import AGGREGATOR, Evidence, Kill, Recovery, Step, read_evidence
+from benchmarks.faults.evidence import AGGREGATOR, Evidence, Kill, Recovery, read_evidence
 from benchmarks.faults.link import SlowLink
-from benchmarks.faults.phases import MERGING, Doing, Watched, serving
-from benchmarks.faults.records import RecordReader
 from benchmarks.faults.settings import RANKS, Preset
 from benchmarks.faults.victim import Victim, lives
+from benchmarks.faults.watch import Watch
 from benchmarks.simulation.manifests import toy_manifest
 from protocol.assignment import LocalTraining
 from protocol.codecs import Codec
@@ -35,7 +32,7 @@ __all__ = ["Ordeal"]
 
 _PORTS = range(20_000, 30_000)
 """Below the range that the kernel gives to outgoing connections: one of those must not take a dead daemon's port."""
-_WATCH_S = 0.05
+_LOOK_S = 0.05
 _IDLE_PATIENCE_S = 20.0
 """How long a kill waits for its victim to be at work."""
 _MOMENT_S = 1.0
@@ -43,7 +40,6 @@ _MOMENT_S = 1.0
 _CALM_ROUNDS = 2
 """Versions to wait for once nobody is killed any more: the round in hand, and one that nothing disturbed."""
 _CALM_PATIENCE_S = 120.0
-_STEP = re.compile(r"round=(\d+) phase=(\w+) version=(\d+)")
 
 
 class Ordeal:
@@ -60,8 +56,6 @@ class Ordeal:
         self._preset, self._seed, self._folder, self._say = preset, seed, folder, say
         self._kills: list[Kill] = []
         self._recoveries: list[Recovery] = []
-        self._steps: list[Step] = []
-        self._log_read = 0
         folder.mkdir()
         self._home = self._make_home()
         ports = random.Random(seed).sample(_PORTS, 100)
@@ -72,11 +66,10 @@ class Ordeal:
             f"--enrolment_endpoint=tcp://127.0.0.1:{enrolment_port}",
         ]
         serve = ["-m", "aggregator.cli", "serve", str(self._home.root), "--json", "--log_level=info"]
-        self._log = folder / "aggregator.log"
-        self._daemon = Victim(AGGREGATOR, [sys.executable, *serve, *endpoints], environment, self._log)
+        log = folder / "aggregator.log"
+        self._daemon = Victim(AGGREGATOR, [sys.executable, *serve, *endpoints], environment, log)
         self._specs = [self._spec(number, rank) for number, rank in enumerate(RANKS, 1)]
-        self._readers = {spec.name: RecordReader(Path(spec.record)) for spec in self._specs}
-        self._watched = {spec.name: Watched() for spec in self._specs}
+        self._watch = Watch(self._home, log, self._specs, folder / "kept")
         self._devices = [
             Victim(
                 spec.name,
@@ -99,20 +92,20 @@ class Ordeal:
             try:
                 await self._invite(link.port)
                 await self._torment_all()
-                await self._daemon.stop()
+                await self._stop_daemon()
             except* BenchmarkError as group:
                 raise group.exceptions[0] from group
             finally:
                 for victim in (*self._devices, self._daemon):
                     await victim.close()
-        self._watch()
+        self._watch.look()
         return read_evidence(
             self._home,
             kept=self._folder / "kept",
             specs=self._specs,
             kills=self._kills,
             recoveries=self._recoveries,
-            steps=self._steps,
+            steps=self._watch.steps,
             connections=link.connections,
             started_at=started_at,
         )
@@ -192,15 +185,9 @@ class Ordeal:
     async def _live_on(self, victim: Victim, share: float) -> None:
         """Waits until the process is at work, though not for ever, and a random moment longer."""
         give_up_at = time.monotonic() + _IDLE_PATIENCE_S
-        while not self._busy(victim) and time.monotonic() < give_up_at:
-            await victim.live(_WATCH_S)
+        while not self._watch.busy(victim.name) and time.monotonic() < give_up_at:
+            await victim.live(_LOOK_S)
         await victim.live(share * _MOMENT_S)
-
-    def _busy(self, victim: Victim) -> bool:
-        if victim is not self._daemon:
-            return self._watched[victim.name].busy
-        merging = bool(self._steps) and self._steps[-1].phase == MERGING
-        return merging or serving(self._watched.values()) is not Doing.WAITING
 
     def _killed(self, victim: Victim) -> int:
         """Kills of a victim's side so far, those of starting processes apart."""
@@ -211,49 +198,33 @@ class Ordeal:
     async def _until_all_killed(self) -> None:
         told_at = time.monotonic()
         while min(counts := (self._killed(self._daemon), self._killed(self._devices[0]))) < self._preset.kills:
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(_LOOK_S)
             if time.monotonic() - told_at > 10.0:
                 told_at = time.monotonic()
-                self._tell(f"kills: {counts[0]} of the aggregator, {counts[1]} of devices; version {self._version}")
+                self._tell(
+                    f"kills: {counts[0]} of the aggregator, {counts[1]} of devices; version {self._watch.version}"
+                )
 
     async def _calm(self) -> None:
-        wanted = self._version + _CALM_ROUNDS
+        wanted = self._watch.version + _CALM_ROUNDS
         give_up_at = time.monotonic() + _CALM_PATIENCE_S
-        while self._version < wanted:
+        while self._watch.version < wanted:
             if time.monotonic() > give_up_at:
-                raise BenchmarkError(f"the run is stuck at version {self._version} with nobody killed any more")
-            await asyncio.sleep(_WATCH_S)
+                raise BenchmarkError(f"the run is stuck at version {self._watch.version} with nobody killed any more")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _stop_daemon(self) -> None:
+        code = await self._daemon.stop()
+        if code:
+            raise BenchmarkError(f"the aggregator's exit code is {code} after SIGTERM")
 
     async def _watch_on(self) -> None:
         while True:
-            self._watch()
-            await asyncio.sleep(_WATCH_S)
-
-    def _watch(self) -> None:
-        """Keeps every object that is written, even if the aggregator drops it later, and reads on in all accounts."""
-        for path in self._home.objects.glob("objects/??/*"):
-            kept = self._folder / "kept" / "objects" / path.parent.name / path.name
-            if not kept.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    kept.hardlink_to(path)
-        for name, reader in self._readers.items():
-            self._watched[name].feed(reader.new())
-        with self._log.open("rb") as log:
-            log.seek(self._log_read)
-            text = log.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._log_read += len(whole)
-        for found in _STEP.finditer(whole.decode(errors="replace")):
-            round_number, phase, version = found.groups()
-            self._steps.append(Step(at=time.monotonic(), round=int(round_number), phase=phase, version=int(version)))
+            self._watch.look()
+            await asyncio.sleep(_LOOK_S)
 
     def _tell(self, text: str) -> None:
         self._say(f"run {self._seed}  {text}")
-
-    @property
-    def _version(self) -> int:
-        return max((step.version for step in self._steps), default=0)
 
 
 def _is_free(port: int) -> bool:

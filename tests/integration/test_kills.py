@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
@@ -59,13 +58,13 @@ def running(link: SlowLink) -> Iterator[SlowLink]:
 class SlowDevice:
     """A device of its own process behind a slow link."""
 
-    def __init__(self, spec: DeviceSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: DeviceSpec, environment: dict[str, str]) -> None:
+        self._spec, self._environment = spec, environment
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "benchmarks.faults.device", self._spec.to_json()]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=self._environment)
 
     def kill(self) -> None:
         self.process.kill()
@@ -109,7 +108,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(serve: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[[int], Scene]]:
+def scene(
+    serve: Callable[..., Any], environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> Iterator[Callable[[int], Scene]]:
     """Starts a run of one round for one device, whose update has a given size."""
     with ExitStack() as stack:
 
@@ -123,7 +124,7 @@ def scene(serve: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[[int],
             path.write_bytes(replace(ticket, endpoint=f"tcp://127.0.0.1:{link.port}").to_json())
             folder, record = str(tmp_path / "device"), str(tmp_path / "record")
             spec = DeviceSpec(name="device", rank=2, number=1, ticket=str(path), folder=folder, record=record)
-            device = SlowDevice(spec)
+            device = SlowDevice(spec, environment())
             stack.callback(device.kill)
             return Scene(daemon, device, link)
 
