@@ -27,6 +27,7 @@ READERS: dict[str, Callable[[Fields], object]] = {
     "optional_text": lambda f: f.optional_text("x"),
     "texts": lambda f: f.texts("x", 3),
     "digest": lambda f: f.digest("x"),
+    "optional_digest": lambda f: f.optional_digest("x"),
     "token": lambda f: f.token("x"),
     "optional_token": lambda f: f.optional_token("x"),
     "flag": lambda f: f.flag("x"),
@@ -55,6 +56,11 @@ LEAVES = (
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
 )
+
+
+def test_every_reader_is_tried_here() -> None:
+    public = {name for name in vars(Fields) if not name.startswith("_")}
+    assert public == set(READERS) | {"optional_null", "finish"}
 
 
 @pytest.mark.parametrize("name", READERS)
