@@ -199,20 +199,22 @@ def resumes(records: Iterable[Record], aggregator_kills: Sequence[float]) -> Ite
         records: Its account.
         aggregator_kills: When the aggregator was killed: monotonic, seconds.
     """
-    offered, sent, sent_at, size = "", 0, 0.0, 0
+    offered, size, sent = "", 0, 0
+    began_at = offered_at = 0.0
     resuming = False
     for record in records:
         fields = record.fields
         if record.kind == "offer":
+            offered_at = record.at
             resuming = fields["upload"] == offered and sent > 0
             if fields["upload"] != offered:
-                offered, sent, size = fields["upload"], 0, int(fields["size"])
+                offered, size, sent, began_at = fields["upload"], int(fields["size"]), 0, record.at
         elif record.kind == "chunk" and fields["upload"] == offered:
-            sent, sent_at = max(sent, int(fields["end"])), record.at
+            sent = max(sent, int(fields["end"]))
         elif record.kind == "credit" and fields["upload"] == offered and resuming:
-            died = any(sent_at <= at <= record.at for at in aggregator_kills)
+            died = any(began_at <= at <= record.at for at in aggregator_kills)
             yield Resume(at=record.at, sent=sent, have=int(fields["have"]), size=size, aggregator_died=died)
-            resuming, sent = False, int(fields["have"])
+            resuming, sent, began_at = False, int(fields["have"]), offered_at
 
 
 def _is_safe(row: UploadRow | None, merged_rounds: set[int]) -> bool:

@@ -179,8 +179,8 @@ class Ordeal:
                 await self._live_on(victim, moments.random())
             if self._killed(victim) >= self._preset.kills:
                 await victim.live(None)
-            await victim.kill()
             self._kills.append(Kill(victim=victim.name, at=time.monotonic(), starting=life.from_start))
+            await victim.kill()
 
     async def _live_on(self, victim: Victim, share: float) -> None:
         """Waits until the process is at work, though not for ever, and a random moment longer."""

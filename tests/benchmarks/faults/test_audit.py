@@ -109,8 +109,9 @@ def test_a_resumed_upload_is_measured_once_where_it_goes_on() -> None:
     assert found.limit == 4 * MIB
 
 
-def test_a_dead_aggregator_may_lose_what_it_had_not_journalled() -> None:
-    (found,) = resumes(broken_upload(have=0, sent=11 * MIB), aggregator_kills=[1.5])
+@pytest.mark.parametrize("killed_at", [1.15, 1.5])  # a device may go on sending before it notices
+def test_a_dead_aggregator_may_lose_what_it_had_not_journalled(killed_at: float) -> None:
+    (found,) = resumes(broken_upload(have=0, sent=11 * MIB), aggregator_kills=[killed_at])
     assert found.aggregator_died
     assert found.resent <= found.limit == 12 * MIB
 
@@ -118,6 +119,12 @@ def test_a_dead_aggregator_may_lose_what_it_had_not_journalled() -> None:
 def test_an_upload_that_begins_anew_while_the_aggregator_lives_is_over_the_limit() -> None:
     (found,) = resumes(broken_upload(have=0), aggregator_kills=[])
     assert found.resent > found.limit
+
+
+def test_a_death_is_remembered_over_an_offer_that_nobody_answered() -> None:
+    first, *rest = broken_upload(have=0, sent=11 * MIB)
+    records = sorted([first, *rest, replace(first, at=2.5)], key=lambda record: record.at)
+    assert [found.aggregator_died for found in resumes(records, aggregator_kills=[1.5])] == [True]
 
 
 def test_an_upload_that_was_never_begun_is_not_resumed() -> None:
