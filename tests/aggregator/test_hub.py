@@ -6,7 +6,7 @@ from aggregator.errors import StoreFull
 from aggregator.hub import STRIKES_MAX
 from protocol import messages
 from protocol.errors import NackCode
-from protocol.header import encode
+from protocol.header import decode, encode
 
 
 def test_a_greeting_says_what_run_is_served(world):
@@ -168,3 +168,45 @@ def test_traffic_is_counted_by_device_over_all_its_connections(world):
     assert world.hub.devices[device.key].bytes_in == 2 * sum(map(len, hello))
     assert world.hub.devices[device.key].bytes_out > 0
     assert world.hub.devices[device.key].heard_at == world.now
+
+
+def test_what_was_said_in_an_earlier_session_changes_nothing_when_it_is_said_again(world):
+    devices, said = [world.device("a"), world.device("b")], []
+    feed = world.hub.feed
+
+    def recorded(peer, key, frames, now):
+        said.append([bytes(frame) for frame in frames])
+        return feed(peer, key, frames, now)
+
+    world.hub.feed = recorded
+    for device in devices:
+        device.ready()
+    for device in devices:
+        given = device.task()
+        assert isinstance(device.deliver(given, device.update(given)), messages.Ack)
+        device.offer(given, device.update(given, seed=1))  # a conflict: the first one counts
+    world.hub.feed = feed
+    world.poll()
+    before = everything(world)
+    assert before["version"] == 1
+    for speaker in (world.device("a"), world.device("b"), world.device("c")):
+        for frames in said:
+            if decode(frames).type != "READY":
+                speaker.raw(*frames)
+                world.poll()
+                assert everything(world) == before
+
+
+def everything(world):
+    """What a message could change, apart from when somebody was heard."""
+    journal, federation = world.journal, world.federation
+    numbers = [row.number for row in journal.rounds()]
+    return {
+        "rounds": journal.rounds(),
+        "versions": journal.versions(),
+        "uploads": [row for number in numbers for row in journal.uploads(number)],
+        "assignments": [row for number in numbers for row in journal.assignments(number)],
+        "round": federation.round,
+        "version": federation.version.version,
+        "files": sorted(path.name for path in (world.folder / "store").rglob("*")),
+    }
