@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from aggregator.config import RunConfig
@@ -24,7 +24,7 @@ from aggregator.rounds.recovery import recovered_round
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion
 from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow, VersionRow
 from aggregator.store.objects import ObjectStore
-from aggregator.store.retention import needed_objects
+from aggregator.store.retention import Collector
 from aggregator.store.rows import AssignmentState, UploadState
 from protocol import limits, messages
 from protocol.assignment import Assignment, AssignmentKind
@@ -88,13 +88,13 @@ class Federation:
         new_token: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self.config, self.manifest = config.check(manifest), manifest
-        self._journal, self._objects, self._collector = journal, objects, executors.verify
+        self._journal, self._objects = journal, objects
         self._new_token = new_token
         self._manifest_json = manifest.to_json()
         self._intake = Intake(config, manifest, journal, objects, executors.verify)
         self._handouts = Handouts(objects, manifest, _stored(journal.versions()[-1]))
         self._merging = Merging(executors.merge)
-        self._collecting: Future[int] | None = None
+        self._collector = Collector(journal, objects, executors.verify, config.keep_versions)
         self._elapsed_at = now
         self.round = recovered_round(journal, now)
         self._resume()
@@ -190,9 +190,7 @@ class Federation:
             StoreCorrupt: An object that the run needs is missing or damaged.
             OSError: The disk failed.
         """
-        if self._collecting is not None and self._collecting.done():
-            self._collecting.result()
-            self._collecting = None
+        self._collector.poll()
         replies = [self._answered(decision, now) for decision in self._intake.decided()]
         replies += [Reply(client, credit) for client, credit in self._intake.granted(now)]
         self.round = self.round.ticked(self.config, now)
@@ -376,19 +374,9 @@ class Federation:
             self._merging.failed(error, now)
             return
         self._merging.end()
-        self._collect()
+        self._collector.begin()
         self._handouts = Handouts(self._objects, self.manifest, version)
         self.round = Round(number=self.round.number + 1, version=version.version, waiting=self.round.waiting)
-
-    def _collect(self) -> None:
-        """Has removed what nothing needs now that a version is committed.
-
-        Nobody stores the very bytes that are being removed: the uploads that are checked before it belong to the round
-        that is over, those of the next one are checked after it, and the next merge needs one of these.
-        """
-        self._collecting = self._collector.submit(
-            self._objects.collect, needed_objects(self._journal, self.config.keep_versions)
-        )
 
     def _resume(self) -> None:
         """Takes a recovered round up again: its hand-outs are served, a closed cohort is merged."""

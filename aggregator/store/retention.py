@@ -12,10 +12,13 @@ The journal's rows are kept for good: whoever sends an old update again is told 
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
+
 from aggregator.store.journal import Journal
+from aggregator.store.objects import ObjectStore
 from aggregator.store.rows import UploadState
 
-__all__ = ["needed_objects"]
+__all__ = ["Collector", "needed_objects"]
 
 _NEEDED = frozenset({UploadState.DURABLE, UploadState.MERGED})
 
@@ -36,3 +39,36 @@ def needed_objects(journal: Journal, keep_versions: int | None) -> frozenset[str
     return frozenset(
         {row.state_digest for row in kept} | {row.body_digest for row in kept} | {row.sha256 for row in updates}
     )
+
+
+class Collector:
+    """Removes what nothing needs, beside the loop.
+
+    Nobody may store the very bytes that are being removed. So it works on the queue of those who seal uploads: what was
+    checked before it belongs to the round that is over, what is checked after it is stored after it, and the next merge
+    needs an update of the latter kind.
+
+    Args:
+        journal: The run's journal.
+        objects: Its objects.
+        worker: Who seals uploads, one after the other.
+        keep_versions: See :func:`needed_objects`.
+    """
+
+    def __init__(self, journal: Journal, objects: ObjectStore, worker: Executor, keep_versions: int | None) -> None:
+        self._journal, self._objects, self._worker, self._keep_versions = journal, objects, worker, keep_versions
+        self._removing: Future[int] | None = None
+
+    def begin(self) -> None:
+        """Takes up what a version that was just committed leaves behind."""
+        self._removing = self._worker.submit(self._objects.collect, needed_objects(self._journal, self._keep_versions))
+
+    def poll(self) -> None:
+        """Notices how it ended.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        if self._removing is not None and self._removing.done():
+            self._removing.result()
+            self._removing = None
