@@ -14,7 +14,7 @@ __all__ = ["Life", "Victim", "lives"]
 
 _STARTING_SHARE = 0.1
 _STARTING_S = 0.6
-_START_PATIENCE_S = 60.0
+_START_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,13 @@ class Victim:
         """
         stdout = self._running.stdout
         assert stdout is not None
-        async with asyncio.timeout(_START_PATIENCE_S):
-            line = await stdout.readline()
+        try:
+            async with asyncio.timeout(_START_PATIENCE_S):
+                line = await stdout.readline()
+        except TimeoutError as error:
+            raise BenchmarkError(
+                f"{self.name} was not ready {_START_PATIENCE_S:.0f} s after its start: is the machine overloaded?"
+            ) from error
         if not line:
             raise await self._ended()
 

@@ -54,3 +54,18 @@ def test_a_process_that_ends_by_itself_is_an_error_with_its_last_words(tmp_path:
 
     with pytest.raises(BenchmarkError, match="it ended by itself with exit code 1; it said last: no more"):
         asyncio.run(scenario())
+
+
+def test_a_process_that_never_gets_ready_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.faults.victim._START_PATIENCE_S", 0.05)
+
+    async def scenario() -> None:
+        process = victim(tmp_path, "import time; time.sleep(60)")
+        await process.start()
+        try:
+            await process.ready()
+        finally:
+            await process.close()
+
+    with pytest.raises(BenchmarkError, match="it was not ready"):
+        asyncio.run(scenario())
