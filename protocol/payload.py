@@ -186,6 +186,19 @@ class Layout:
             RemoteProtocolError: ``SHAPE``, if length or header differ from what manifest and assignment imply (the
                 message names the first tensor that differs); ``NON_FINITE``, if a value is.
         """
+        return self.decode_body(self.body(data, rank, codec), rank, codec)
+
+    def body(self, data: Buffer, rank: int, codec: Codec) -> memoryview:
+        """The body of a whole object, once header and length are what they must be; no value is looked at.
+
+        Args:
+            data: As in :meth:`decode`.
+            rank: As in :meth:`decode`.
+            codec: As in :meth:`decode`.
+
+        Raises:
+            RemoteProtocolError: ``SHAPE``, as :meth:`decode`.
+        """
         header = self.header(rank, codec)
         if memoryview(data)[: len(header)] != header:
             got = bytes(memoryview(data)[: 2 * len(header) + 1024])
@@ -196,18 +209,64 @@ class Layout:
                 f"the body has {len(body)} bytes, manifest and rank {rank} imply {self.body_bytes(rank, codec)}",
                 NackCode.SHAPE,
             )
-        return self.decode_body(body, rank, codec)
+        return body
+
+    def decode_factors(
+        self, body: Buffer, rank: int, codec: Codec, name: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One module's factors out of a body of known length; of the rest not a byte is read.
+
+        Args:
+            body: A stored body, or :meth:`body` of an object.
+            rank: Slots in the body.
+            codec: Number format.
+            name: Module name.
+
+        Returns:
+            ``B̂`` ``[m, r]`` and ``A`` ``[r, n]``, as :meth:`factors` of the decoded body gives them.
+
+        Raises:
+            RemoteProtocolError: ``NON_FINITE``, if a value of this module is.
+        """
+        start, module = self._spans[name]
+        widths = [module.out_features, module.in_features]
+        slot, before = self._slot_bytes(codec), self.body_bytes(0, codec)
+        rows = np.frombuffer(body, np.uint8)[before : before + rank * slot].reshape(rank, slot)
+        if codec is Codec.INT8:  # all scales of a slot stand before its values
+            scale, first = 8 * self.low_rank.index(module), 4 * len(self._groups) + start
+            part = np.hstack([rows[:, scale : scale + 8], rows[:, first : first + sum(widths)]])
+        else:
+            first = start * codec.value_bytes
+            part = np.ascontiguousarray(rows[:, first : first + sum(widths) * codec.value_bytes])
+        decoded = decode_rows(part, codec, widths)
+        return decoded[:, : widths[0]].T, decoded[:, widths[0] :]
+
+    def decode_dense(self, body: Buffer, codec: Codec, name: str) -> NDArray[np.float32]:
+        """One dense tensor out of a body of known length.
+
+        Args:
+            body: As in :meth:`decode_factors`.
+            codec: Number format.
+            name: Tensor name.
+
+        Raises:
+            RemoteProtocolError: ``NON_FINITE``, if a value of this tensor is.
+        """
+        start = 0
+        for tensor in self.dense:
+            size = self._dense_bytes(tensor, codec)
+            if tensor.name == name:
+                count, width = _rows(tensor)
+                part = np.frombuffer(body, np.uint8)[start : start + size].reshape(count, size // count)
+                return decode_rows(np.ascontiguousarray(part), codec, [width]).reshape(tensor.shape)
+            start += size
+        raise KeyError(name)
 
     def decode_body(self, body: Buffer, rank: int, codec: Codec) -> AdapterTensors:
         """Decodes a body of known length, such as a stored hand-out's prefix."""
         raw = np.frombuffer(body, np.uint8)
-        dense, start = {}, 0
-        for tensor in self.dense:
-            size = self._dense_bytes(tensor, codec)
-            count, width = _rows(tensor)
-            part = np.ascontiguousarray(raw[start : start + size]).reshape(count, size // count)
-            dense[tensor.name] = decode_rows(part, codec, [width]).reshape(tensor.shape)
-            start += size
+        dense = {tensor.name: self.decode_dense(body, codec, tensor.name) for tensor in self.dense}
+        start = self.body_bytes(0, codec)
         if not self.low_rank:
             return AdapterTensors(dense, np.zeros((0, 0), np.float32))
         size = rank * self._slot_bytes(codec)

@@ -216,6 +216,21 @@ def test_factors_are_views_of_the_slots(manifest: Manifest) -> None:
     assert tensors.slots[1, 10 + 3 + 5] == 42.0
 
 
+@given(layouts(), st.integers(0, 4), st.sampled_from(Codec))
+def test_one_trainable_out_of_a_body_is_the_one_of_the_whole(layout: Layout, rank: int, codec: Codec) -> None:
+    body = layout.encode_body(filled(layout, rank), codec)
+    whole = layout.decode_body(body, rank, codec)
+    for module in layout.low_rank:
+        for one, all_of_it in zip(
+            layout.decode_factors(body, rank, codec, module.name),
+            layout.factors(whole.slots, module.name),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, all_of_it)
+    for tensor in layout.dense:
+        np.testing.assert_array_equal(layout.decode_dense(body, codec, tensor.name), whole.dense[tensor.name])
+
+
 def test_active_names_keep_the_manifests_order(manifest: Manifest) -> None:
     layout = Layout.of(manifest, ["layer.0.value", "gate", "head.weight"])
     assert [t.name for t in layout.dense] == ["head.weight", "gate"]
