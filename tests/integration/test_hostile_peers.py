@@ -9,9 +9,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,17 @@ from protocol import messages
 from protocol.header import decode, encode
 from protocol.identity import client_id
 from protocol.limits import CHUNK_MAX_BYTES, HEADER_MAX_BYTES
+from protocol.manifest import Task, TaskKind
 from protocol.ticket import Ticket
 
 PROGRAM = Path(__file__).with_name("probed_serve.py")
 PATIENCE_S = 15.0
 HELLO = encode(messages.Hello(version_min=1, version_max=1, sdk="hostile"))
 PING = encode(messages.Ping(q=5))
+BULKY = replace(
+    toy_manifest(), task=Task(kind=TaskKind.EMBEDDING, labels=tuple(f"{number:0500d}" for number in range(110)))
+)
+"""A small run whose manifest is not small: what a device can ask for without being given work."""
 FIRST_AUTOMATIC = 0x6B8B4567
 """What libzmq calls the first connection without an id of its own, if its generator was never seeded."""
 ENDS = {
@@ -178,12 +185,19 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def attacked(stack: ExitStack, tmp_path: Path) -> Callable[..., tuple[Target, Peers]]:
+def folder() -> Iterator[Path]:
+    """A folder in memory where possible: what is fsynced here need not outlive the test."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def attacked(folder: Path, stack: ExitStack) -> Callable[..., tuple[Target, Peers]]:
     """Starts a daemon, and a source of hostile peers."""
 
-    def start(modules: int = 2, **faults: int) -> tuple[Target, Peers]:
+    def start(**faults: int) -> tuple[Target, Peers]:
         config = RunConfig(run="run", rounds=1, cohort_size=1, default_rank=2, poll_s=0.05)
-        target = Target(create_run(tmp_path / "home", config, toy_manifest(modules=modules, width=4)), **faults)
+        target = Target(create_run(folder / "home", config, BULKY), **faults)
         stack.callback(target.kill)
         peers = Peers(target)
         stack.callback(peers.close)
@@ -204,7 +218,7 @@ def finish_the_run(target: Target, folder: Path) -> str:
     return str(next(device["id"] for device in devices if device["name"] == "honest"))
 
 
-def test_forged_routing_ids_stop_nobody_and_take_nothing(attacked: Callable[..., Any], tmp_path: Path) -> None:
+def test_forged_routing_ids_stop_nobody_and_take_nothing(attacked: Callable[..., Any], folder: Path) -> None:
     target, peers = attacked()
     live = peers.connect(target.enrolled(), routing_id=b"\1" + b"live device...!")
     assert isinstance(live.say(*HELLO), messages.Welcome)
@@ -219,12 +233,12 @@ def test_forged_routing_ids_stop_nobody_and_take_nothing(attacked: Callable[...,
         assert {type(peer.say(*HELLO)) for peer in batch} == {messages.Welcome}
     assert live.say(*PING) == messages.Pong(q=5)
     assert not live.hears()
-    finish_the_run(target, tmp_path)
+    finish_the_run(target, folder)
     target.end()
 
 
 def test_handshakes_of_strangers_reach_nobody_even_while_the_lookup_fails(
-    attacked: Callable[..., Any], tmp_path: Path
+    attacked: Callable[..., Any], folder: Path
 ) -> None:
     target, peers = attacked(failing_lookups=400)
     before, revoked = target.descriptors(), [target.revoked() for _ in range(20)]
@@ -240,14 +254,14 @@ def test_handshakes_of_strangers_reach_nobody_even_while_the_lookup_fails(
     target_rss = target.rss_mib()
     assert target.log.read_text().count("its check failed") == 400
     assert command(target.home, "status")["phase"] == "gathering"
-    honest = finish_the_run(target, tmp_path)
+    honest = finish_the_run(target, folder)
     assert target.descriptors() < before + 50
     assert target.rss_mib() < target_rss + 50
     assert set(target.end()) == {honest}
 
 
 def test_whoever_does_not_speak_curve_is_cut_off_in_time(
-    attacked: Callable[..., Any], stack: ExitStack, tmp_path: Path
+    attacked: Callable[..., Any], stack: ExitStack, folder: Path
 ) -> None:
     target, peers = attacked(handshake_ms=1000)
     before = target.descriptors()
@@ -270,14 +284,14 @@ def test_whoever_does_not_speak_curve_is_cut_off_in_time(
             break
         time.sleep(0.02)
     assert target.descriptors() <= before + 10
-    honest = finish_the_run(target, tmp_path)
+    honest = finish_the_run(target, folder)
     assert set(target.end()) == {honest}
 
 
 def test_greedy_and_garbled_talk_of_enrolled_devices_leaves_others_served_and_memory_bounded(
-    attacked: Callable[..., Any], tmp_path: Path
+    attacked: Callable[..., Any], folder: Path
 ) -> None:
-    target, peers = attacked(modules=1000)
+    target, peers = attacked()
     honest, pair = peers.connect(target.enrolled()), target.enrolled()
     welcome = honest.say(*HELLO)
     assert isinstance(welcome, messages.Welcome)
@@ -327,5 +341,5 @@ def test_greedy_and_garbled_talk_of_enrolled_devices_leaves_others_served_and_me
         assert target.rss_mib() < rss_mib + 100
         time.sleep(0.05)
     assert target.rows() == rows
-    finish_the_run(target, tmp_path)
+    finish_the_run(target, folder)
     target.end()
