@@ -1,0 +1,128 @@
+"""A checked cohort, and what its clients hold: their weights, their changes, and the factors they trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from aggregator.merge.delta import ClientUpdate, check_cohort, check_update
+from aggregator.merge.errors import MergeError
+from aggregator.merge.strategies.interface import Requirement
+from protocol.payload import AdapterTensors, Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protocol.manifest import Manifest
+
+__all__ = ["Cohort", "check_step"]
+
+Pair = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The updates of one round, in canonical order."""
+
+    manifest: Manifest
+    """The run's universe."""
+    handout: AdapterTensors
+    """What the version handed out."""
+    updates: tuple[ClientUpdate, ...]
+    """By client key."""
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        handout: AdapterTensors,
+        updates: Iterable[ClientUpdate],
+        requires: frozenset[Requirement] = frozenset(),
+    ) -> Self:
+        """Checks a cohort.
+
+        Raises:
+            MergeError: It is empty, an update does not fit the hand-out, or does not keep to ``requires``.
+        """
+        whole = ClientUpdate(client="(the hand-out)", num_examples=1, rank=handout.rank, tensors=handout)
+        check_update(whole, manifest, handout.rank)
+        cohort = cls(manifest, handout, tuple(check_cohort(updates)))
+        for update in cohort.updates:
+            check_update(update, manifest, handout.rank)
+        if Requirement.EQUAL_RANKS in requires:
+            cohort._check_equal_ranks()
+        if Requirement.FROZEN_A in requires:
+            cohort._check_frozen()
+        return cohort
+
+    @property
+    def total(self) -> int:
+        """``Σ n_i``."""
+        return sum(update.num_examples for update in self.updates)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The distinct ranks, ascending."""
+        return sorted({update.rank for update in self.updates})
+
+    def share(self, update: ClientUpdate) -> float:
+        """``p_i = n_i / Σ n_j``."""
+        return update.num_examples / self.total
+
+    def handed(self, update: ClientUpdate, name: str) -> Pair:
+        """``B̂₀ [m, r_i]`` and ``A₀ [r_i, n]``, as the client decoded them."""
+        return _float64(Layout.of(self.manifest).factors(self.handout.slots[: update.rank], name))
+
+    def change(self, update: ClientUpdate, name: str) -> Pair:
+        """``dB̂`` and ``dA``; zero for a module that the client was not given to train."""
+        if update.active is not None and name not in update.active:
+            B, A = self.handed(update, name)
+            return np.zeros_like(B), np.zeros_like(A)
+        return _float64(Layout.of(self.manifest, update.active).factors(update.tensors.slots, name))
+
+    def trained(self, update: ClientUpdate, name: str) -> Pair:
+        """``B̂_i = B̂₀ + dB̂`` and ``A_i = A₀ + dA``: what the client ended with."""
+        (B, A), (dB, dA) = self.handed(update, name), self.change(update, name)
+        return B + dB, A + dA
+
+    def dense_change(self, name: str) -> NDArray[np.float64]:
+        """``Σ p_i d_i`` of a dense tensor."""
+        total = np.zeros(self.handout.dense[name].shape)
+        for update in self.updates:
+            if name in update.tensors.dense:
+                total += self.share(update) * update.tensors.dense[name].astype(np.float64)
+        return total
+
+    def _check_equal_ranks(self) -> None:
+        if self.manifest.low_rank and len(self.ranks) > 1:
+            raise MergeError(
+                f"this strategy averages factors slot by slot and needs clients of one rank, got ranks {self.ranks}; "
+                "use 'delta', or give every client the same rank"
+            )
+
+    def _check_frozen(self) -> None:
+        for update in self.updates:
+            for module in Layout.of(self.manifest, update.active).low_rank:
+                if self.change(update, module.name)[1].any():
+                    raise MergeError(
+                        f"update of {update.client!r}: {module.name!r}: this strategy shares a frozen A, and the "
+                        "client changed it; let it train B alone"
+                    )
+
+
+def check_step(step: float) -> None:
+    """Checks a server's step.
+
+    Raises:
+        MergeError: It is not positive and finite.
+    """
+    if not (math.isfinite(step) and step > 0):
+        raise MergeError(f"the server's step must be positive and finite, got {step}")
+
+
+def _float64(pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Pair:
+    return pair[0].astype(np.float64), pair[1].astype(np.float64)

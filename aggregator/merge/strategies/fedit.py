@@ -1,0 +1,39 @@
+"""FedIT: federated averaging of the LoRA factors themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, final
+
+from aggregator.merge.strategies.interface import Property, Requirement
+from aggregator.merge.strategies.slots import SlotAverage
+
+if TYPE_CHECKING:
+    from aggregator.merge.strategies.cohort import Cohort, Pair
+
+__all__ = ["FedIt"]
+
+
+@final
+class FedIt(SlotAverage):
+    """``B̂' = Σ p_i·B̂_i`` and ``A' = Σ p_i·A_i``, clients of one rank only.
+
+    Off the mean of products by the clients' covariance, ``−Σ p_i (B̂_i − B̂')(A_i − A')``, which is zero only where they
+    share a factor: exact fails. The covariance depends on each client's gauge: gauge fails.
+
+    As the mean is linear, it is taken of the changes; the rounding of the hand-out then cancels.
+
+    Reference: Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", 2023, arXiv:2305.05644,
+    section 3.
+    """
+
+    fails: ClassVar[frozenset[Property]] = frozenset({Property.EXACT, Property.GAUGE})
+    requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.EQUAL_RANKS})
+
+    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+        """The state's factors and the mean change."""
+        B, A = (part.copy() for part in held)
+        for update in cohort.updates:
+            dB, dA = cohort.change(update, name)
+            B[:, : update.rank] += cohort.share(update) * dB
+            A[: update.rank] += cohort.share(update) * dA
+        return B, A

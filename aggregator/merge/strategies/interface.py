@@ -1,0 +1,122 @@
+"""What a merge strategy is: it owns the state of a run, makes hand-outs from it, and takes updates into it.
+
+What travels is the same under each: a client gets a prefix of the hand-out's slots and returns ``(s·dB, dA)`` and dense
+differences against the values it was handed. Rules that average models rather than changes rebuild these exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from aggregator.merge import ClientUpdate, GlobalState, MergeReport
+    from protocol.manifest import Manifest
+    from protocol.payload import AdapterTensors
+
+__all__ = ["Property", "Requirement", "Strategy"]
+
+State = TypeVar("State")
+
+
+class Property(StrEnum):
+    """What a merge rule should keep to. One that does not says so in :attr:`Strategy.fails`; tests hold it to that."""
+
+    NO_OP = "no-op"
+    """Clients that change nothing leave the model as it is, over any number of rounds."""
+    IDENTICAL = "identical"
+    """Clients that all make one change, at whatever ranks, make that change."""
+    EXACT = "exact"
+    """The model changes by ``Σ p_i D_i``, the weighted mean of what the clients changed."""
+    GAUGE = "gauge"
+    """``B → BG, A → G⁻¹A`` on a client, the same model, gives the same merge."""
+    SCALING = "scaling"
+    """Another ``α`` at the same ``s·BA`` gives the same merge."""
+    ORDER = "order"
+    """The order of arrival changes nothing, to the bit."""
+    SPLIT = "split"
+    """A client split in two, with its examples shared out, counts as before."""
+    PRECISION = "precision"
+    """Changes of 1 % of the model survive a hand-out and an update in bf16 to 1 % of themselves."""
+
+
+class Requirement(StrEnum):
+    """What a rule asks of the clients; a cohort that does otherwise is refused."""
+
+    EQUAL_RANKS = "equal ranks"
+    """All train at one rank."""
+    FROZEN_A = "frozen A"
+    """All train ``B`` alone: ``dA`` is zero."""
+
+
+class Strategy(Protocol[State]):
+    """One merge rule. Stateless itself; ``State`` is a value that it returns and never changes."""
+
+    @property
+    def fails(self) -> frozenset[Property]:
+        """Properties it does not have; the class says why."""
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """What it asks of the clients."""
+
+    def start(self, manifest: Manifest, offset: GlobalState, seed: int) -> State:
+        """The state of version 0.
+
+        Args:
+            manifest: The run's universe.
+            offset: Where to start from; zero for the base model itself.
+            seed: The run's seed, for what is drawn once.
+
+        Raises:
+            MergeError: The rule cannot hold this offset.
+        """
+
+    def handout(self, state: State, manifest: Manifest, slots: int, seed: int) -> AdapterTensors:
+        """What the clients of a version train from: float32, slot-major; rank ``r`` is the first ``r`` slots.
+
+        Args:
+            state: The version.
+            manifest: The run's universe.
+            slots: Slots per module, at least 1. Those behind a client's rank are the frozen residual, if it takes one.
+            seed: The version's seed.
+
+        Raises:
+            MergeError: No slot is asked for, or a value does not fit float32.
+        """
+
+    def merge(
+        self,
+        state: State,
+        manifest: Manifest,
+        handout: AdapterTensors,
+        updates: Iterable[ClientUpdate],
+        *,
+        step: float = 1.0,
+    ) -> tuple[State, MergeReport]:
+        """The next version.
+
+        Args:
+            state: The version that was handed out.
+            manifest: The run's universe.
+            handout: Its hand-out, decoded from what was sent.
+            updates: The cohort, in any order, weighted by ``num_examples``.
+            step: Share of the rule's result to take: the server's learning rate, times :attr:`Weighted.step`.
+
+        Raises:
+            MergeError: The cohort is empty, an update does not fit, or the rule refuses it. The state is as it was.
+        """
+
+    def offset(self, state: State, manifest: Manifest) -> GlobalState:
+        """The model as an offset from the base: what is exported, and what a device keeps in the end."""
+
+    def to_bytes(self, state: State) -> bytes:
+        """Canonical: equal states, equal bytes."""
+
+    def from_bytes(self, data: bytes, manifest: Manifest) -> State:
+        """Reads what :meth:`to_bytes` wrote.
+
+        Raises:
+            MergeError: Not a state of this rule and manifest.
+        """
