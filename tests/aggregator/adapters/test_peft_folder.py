@@ -70,10 +70,10 @@ def trained(net: nn.Module, **config: Any) -> PeftModel:
 
 
 def deltas(model: PeftModel) -> dict[str, NDArray[np.float64]]:
-    """What PEFT itself says each module adds to its weight."""
+    """What PEFT itself says each module adds to its weight, computed in float64."""
     return {
-        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().double().numpy()
-        for name, module in model.named_modules()
+        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().numpy()
+        for name, module in copy.deepcopy(model).double().named_modules()
         if hasattr(module, "get_delta_weight")
     }
 
