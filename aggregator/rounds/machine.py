@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 
 from aggregator.config import RunConfig
@@ -154,9 +155,7 @@ class Round:
         """Time passed: invitations lapse, and a deadline without a quorum frees slots and starts again."""
         if self.phase is not Phase.OPEN:
             return self
-        lapsed = [k for k in self.in_state(MemberState.INVITED) if now >= self.members[k].since + TAKE_UP_S]
-        members = {key: member for key, member in self.members.items() if key not in lapsed}
-        after = replace(self, members=MappingProxyType(members))
+        after = self._without_lapsed(now)
         deadline = after.deadline(config)
         if deadline is None or now < deadline or after.complete(config, now):
             return after
@@ -166,7 +165,7 @@ class Round:
         """Whether to close: the cohort is complete, or the deadline has passed with a quorum."""
         if self.phase is not Phase.OPEN:
             return False
-        count = len(self.submitted)
+        count = self._durable
         deadline = self.deadline(config)
         late = deadline is not None and now >= deadline
         return count >= config.cohort_size or (late and count >= config.least_updates)
@@ -179,14 +178,31 @@ class Round:
         """The earliest time at which :meth:`ticked` could change anything; None if only a client can."""
         if self.phase is not Phase.OPEN:
             return None
-        times = [self.members[key].since + TAKE_UP_S for key in self.in_state(MemberState.INVITED)]
         deadline = self.deadline(config)
-        return min([*times, *([] if deadline is None else [deadline])], default=None)
+        return min((time for time in (self._lapses_at, deadline) if time is not None), default=None)
 
     def present(self, config: RunConfig, now: float) -> tuple[str, ...]:
         """Clients that wait for work and asked not long ago, sorted by key."""
         horizon = now - PRESENCE_POLLS * config.poll_s
         return tuple(sorted(key for key, asked in self.waiting.items() if asked >= horizon))
+
+    # Asked after every message, so counted once a value: a cohort of thousands would be the price of each.
+
+    @cached_property
+    def _durable(self) -> int:
+        return sum(member.state is MemberState.SUBMITTED for member in self.members.values())
+
+    @cached_property
+    def _lapses_at(self) -> float | None:
+        invited = (member.since for member in self.members.values() if member.state is MemberState.INVITED)
+        return min((since + TAKE_UP_S for since in invited), default=None)
+
+    def _without_lapsed(self, now: float) -> Round:
+        if self._lapses_at is None or now < self._lapses_at:
+            return self
+        lapsed = {k for k in self.in_state(MemberState.INVITED) if now >= self.members[k].since + TAKE_UP_S}
+        members = {key: member for key, member in self.members.items() if key not in lapsed}
+        return replace(self, members=MappingProxyType(members))
 
     def _noted(self, client: str, now: float) -> Round:
         return replace(self, waiting=MappingProxyType({**self.waiting, client: now}))

@@ -123,6 +123,13 @@ def test_an_invitation_that_nobody_takes_up_lapses() -> None:
     assert state.ticked(config, 31.0).asked(config, "c", 31.0)[1] is Answer.ASSIGN
 
 
+def test_a_tick_that_changes_nothing_costs_nothing() -> None:
+    config = RunConfig(run="r", rounds=1, cohort_size=2, poll_s=1.0, deadline_s=60.0)
+    state = opened(config, "a", "b")
+    assert state.ticked(config, 59.0) is state
+    assert state.ticked(config, 60.0) is not state, "the deadline passed without a quorum"
+
+
 def test_the_deadline_closes_a_round_with_a_quorum_and_only_then() -> None:
     config = RunConfig(run="r", cohort_size=3, quorum=2, deadline_s=60.0)
     state = opened(config, "a", "b", "c").submitted_by("a", 5.0).submitted_by("b", 6.0)
