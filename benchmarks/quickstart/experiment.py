@@ -130,6 +130,7 @@ class Experiment:
             (self._folder / name).mkdir()
             _write_rows(self._train_file(name), rows)
         _write_rows(self._folder / "pooled.jsonl", [row for rows in self._study.train.values() for row in rows])
+        preset = self._settings.preset
         modules = self._study.target_modules if self._settings.model is None else None
         manifest = write_manifest(self._model, self._study.task, rank_max=_RANK_MAX, target_modules=modules)
         self._manifest_file.write_bytes(manifest.to_json())
@@ -137,10 +138,11 @@ class Experiment:
             self._home,
             self._manifest_file,
             self._study.local,
-            rounds=self._settings.preset.rounds,
+            rounds=preset.rounds,
             cohort_size=len(DEVICES),
             poll_s=_POLL_S,
             server_learning_rate=self._study.server_learning_rate,
+            keep_versions=preset.rounds,  # every round is scored in the end
             seed=self._seed,
         )
         return manifest
