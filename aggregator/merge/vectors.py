@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aggregator.merge.algebra import Factors, LowRank, stack
-from aggregator.merge.state import GlobalState, ModuleState
+from aggregator.merge.state import GlobalState, Increment, ModuleState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["combine", "factors_of"]
+__all__ = ["as_increment", "combine", "factors_of"]
 
 Terms = Sequence[tuple[float, GlobalState]]
 
@@ -32,6 +32,11 @@ def combine(terms: Terms) -> GlobalState:
         low_rank={name: _combine_modules([(c, x.low_rank[name]) for c, x in terms]) for name in first.low_rank},
         dense={name: _sum([c * x.dense[name] for c, x in terms]) for name in first.dense},
     )
+
+
+def as_increment(state: GlobalState) -> Increment:
+    """A state as something to add to another; what is zero in it then leaves the other as it is, to the bit."""
+    return Increment(low_rank={name: factors_of(m) for name, m in state.low_rank.items()}, dense=state.dense)
 
 
 def factors_of(module: ModuleState) -> Factors:

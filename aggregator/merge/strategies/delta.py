@@ -16,7 +16,7 @@ from aggregator.merge.strategies.interface import Property, Requirement
 from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.reports import report_step
 from aggregator.merge.strategies.retention import fading
-from aggregator.merge.vectors import combine, factors_of
+from aggregator.merge.vectors import as_increment, factors_of
 from aggregator.optimizers.memory import Memory
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Delta:
         memory = None
         if self.optimizer is not None and state.memory is not None:
             change, memory = self.optimizer.update(change, state.memory)
-        offset = combine([(1.0, state.offset), (1.0, change)])
+        offset = state.offset.add(as_increment(change))
         if self.retention < 1.0:
             norms = {name: factors_of(module).norm() for name, module in change.low_rank.items()}
             offset = offset.add(fading(state.offset, cohort, norms, retention=self.retention, residual=self.residual))
