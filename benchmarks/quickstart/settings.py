@@ -53,7 +53,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Preset(seeds=1, rounds=4, train_per_device=352, held_out_per_device=170, per_file=4),
+        "quick": Preset(seeds=1, rounds=4, train_per_device=400, held_out_per_device=200, per_file=4),
         "full": Preset(seeds=3, rounds=4, train_per_device=640, held_out_per_device=200, per_file=5),
         "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None, per_file=None),
     }
