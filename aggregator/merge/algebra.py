@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Compressed", "Factors", "LowRank", "compress", "decompose", "stack"]
+__all__ = ["Compressed", "Factors", "LowRank", "canonical", "compress", "decompose", "effective_rank", "stack"]
 
 _EPSILON = float(np.finfo(np.float64).eps)
 
@@ -107,11 +107,8 @@ class LowRank:
 
     @cached_property
     def effective_rank(self) -> float:
-        """``exp(H(σ²/Σσ²))``: how many directions share the energy; 0 for the zero matrix (Roy & Vetterli 2007)."""
-        if not self.rank:
-            return 0.0
-        share = (self.S / self.norm) ** 2
-        return float(np.exp(-np.sum(share * np.log(np.maximum(share, np.finfo(float).tiny)))))
+        """:func:`effective_rank` of ``S``."""
+        return effective_rank(self.S)
 
     def factors(self) -> Factors:
         """``(U·S, Vt)``."""
@@ -143,6 +140,15 @@ class Compressed:
     """The matrix."""
     discarded: float
     """Frobenius norm of what was dropped as numerically zero."""
+
+
+def effective_rank(S: NDArray[np.float64]) -> float:
+    """``exp(H(σ²/Σσ²))``: how many directions share the energy; 0 for the zero matrix (Roy & Vetterli 2007)."""
+    norm = float(np.linalg.norm(S))
+    if not norm:
+        return 0.0
+    share = (S / norm) ** 2
+    return float(np.exp(-np.sum(share * np.log(np.maximum(share, np.finfo(float).tiny)))))
 
 
 def stack(parts: Iterable[Factors]) -> Factors:
@@ -179,7 +185,7 @@ def compress(factors: Factors) -> Compressed:
     Q_right, T_right = np.linalg.qr(factors.right.T)
     core = decompose(T_left @ T_right.T, noise=noise)
     U, Vt = Q_left @ core.value.U, core.value.Vt @ Q_right.T
-    return Compressed(_canonical(U, core.value.S, Vt), core.discarded)
+    return Compressed(canonical(U, core.value.S, Vt), core.discarded)
 
 
 def decompose(matrix: NDArray[np.float64], *, noise: float = 0.0) -> Compressed:
@@ -194,10 +200,11 @@ def decompose(matrix: NDArray[np.float64], *, noise: float = 0.0) -> Compressed:
     """
     U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
     rank = int(np.count_nonzero(max(noise, min(matrix.shape) * _EPSILON * float(S[0])) < S))
-    return Compressed(_canonical(U[:, :rank], S[:rank], Vt[:rank]), float(np.linalg.norm(S[rank:])))
+    return Compressed(canonical(U[:, :rank], S[:rank], Vt[:rank]), float(np.linalg.norm(S[rank:])))
 
 
-def _canonical(U: NDArray[np.float64], S: NDArray[np.float64], Vt: NDArray[np.float64]) -> LowRank:
+def canonical(U: NDArray[np.float64], S: NDArray[np.float64], Vt: NDArray[np.float64]) -> LowRank:
+    """A decomposition with the signs that :class:`LowRank` promises."""
     peaks = U[np.argmax(np.abs(U), axis=0), np.arange(S.size)]
     signs = np.where(peaks < 0, -1.0, 1.0)
     return LowRank(np.ascontiguousarray(U * signs), S.copy(), np.ascontiguousarray(Vt * signs[:, None]))

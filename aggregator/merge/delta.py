@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from aggregator.merge.algebra import Factors, stack
+from aggregator.merge.encoded import EncodedAdapter
 from aggregator.merge.errors import MergeError
-from aggregator.merge.state import Increment
 from protocol import limits
 from protocol.errors import RemoteProtocolError
 from protocol.payload import AdapterTensors, Layout
@@ -28,9 +27,10 @@ from protocol.payload import AdapterTensors, Layout
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from aggregator.merge.cohort import Share
     from protocol.manifest import Manifest
 
-__all__ = ["ClientUpdate", "DeltaAccumulator", "check_update"]
+__all__ = ["ClientUpdate", "add_deltas", "check_cohort", "check_handout", "check_update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,61 +43,39 @@ class ClientUpdate:
     """Its weight before normalisation."""
     rank: int
     """The rank it trained at."""
-    tensors: AdapterTensors
-    """``(s·dB, dA)`` and dense differences, in the layout of ``active``."""
+    tensors: AdapterTensors | EncodedAdapter
+    """``(s·dB, dA)`` and dense differences, in the layout of ``active``: decoded, or still in a file."""
     active: tuple[str, ...] | None = None
     """The trainables it was assigned; None: all."""
 
 
-class DeltaAccumulator:
-    """Sums updates one at a time, so that a cohort need never be in memory as a whole.
+class Sum(Protocol):
+    """Takes terms of a sum of products."""
 
-    It keeps one float64 copy of the update factors (the cross term's), besides two of the hand-out's size.
+    def add(self, left: NDArray[np.floating], right: NDArray[np.floating], weight: float = 1.0) -> None:
+        """Adds ``weight·leftᵀ·right``, of ``[w, m]`` and ``[w, n]``."""
+
+
+def add_deltas(
+    total: Sum, handed: tuple[NDArray[np.float32], NDArray[np.float32]], shares: Iterable[Share], step: float
+) -> None:
+    """Adds ``η·Σ p_i D_i`` of one module to a sum.
 
     Args:
-        manifest: The run's universe.
-        handout: The hand-out of the version that the updates are against, decoded from what was sent.
-        total_weight: ``Σ num_examples`` over the cohort.
-
-    Raises:
-        MergeError: The total is not positive, or the hand-out is not of this manifest.
+        total: Takes the terms: those of the second order device by device, then the two of the first.
+        handed: ``B̂₀`` ``[m, k]`` and ``A₀`` ``[k, n]``.
+        shares: What the devices changed, in canonical order: float addition is not associative.
+        step: ``η``.
     """
-
-    def __init__(self, manifest: Manifest, handout: AdapterTensors, total_weight: int) -> None:
-        if total_weight <= 0:
-            raise MergeError(f"the weights must sum to something positive, got {total_weight}")
-        self._layout = Layout.of(manifest)
-        self._manifest, self._handout, self._total = manifest, handout, total_weight
-        _check_tensors("the hand-out", self._layout, handout)
-        self._first_order = np.zeros(handout.slots.shape)
-        self._dense = {tensor.name: np.zeros(tensor.shape) for tensor in manifest.dense}
-        self._cross: dict[str, list[Factors]] = {module.name: [] for module in manifest.low_rank}
-
-    def add(self, update: ClientUpdate) -> None:
-        """Adds one update. Call in canonical order: float addition is not associative.
-
-        Raises:
-            MergeError: The update does not fit; nothing has been added.
-        """
-        layout = check_update(update, self._manifest, self._handout.rank)
-        weight = update.num_examples / self._total
-        for module in layout.low_rank:
-            dB, dA = (part.astype(np.float64) for part in layout.factors(update.tensors.slots, module.name))
-            sum_B, sum_A = _factors(self._layout, self._first_order, module.name)
-            sum_B[:, : update.rank] += weight * dB
-            sum_A[: update.rank] += weight * dA
-            self._cross[module.name].append(Factors(weight * dB, dA).pruned())
-        for tensor in layout.dense:
-            self._dense[tensor.name] += weight * update.tensors.dense[tensor.name].astype(np.float64)
-
-    def finish(self) -> Increment:
-        """``Σ p_i D_i`` for every trainable."""
-        return Increment(low_rank={name: self._delta(name) for name in self._cross}, dense=self._dense)
-
-    def _delta(self, name: str) -> Factors:
-        B, A = (part.astype(np.float64) for part in self._layout.factors(self._handout.slots, name))
-        sum_B, sum_A = _factors(self._layout, self._first_order, name)
-        return stack([Factors(sum_B, A).pruned(), Factors(B, sum_A).pruned(), *self._cross[name]])
+    B, A = handed[0].T.astype(np.float64), handed[1].astype(np.float64)
+    sum_B, sum_A = np.zeros(B.shape), np.zeros(A.shape)
+    for share in shares:
+        weight, rank = step * share.weight, share.dA.shape[0]
+        sum_B[:rank] += np.multiply(share.dB.T, weight, dtype=np.float64)
+        sum_A[:rank] += np.multiply(share.dA, weight, dtype=np.float64)
+        total.add(share.dB.T, share.dA, weight)
+    total.add(sum_B, A)
+    total.add(B, sum_A)
 
 
 def check_update(update: ClientUpdate, manifest: Manifest, slots: int) -> Layout:
@@ -129,6 +107,20 @@ def check_update(update: ClientUpdate, manifest: Manifest, slots: int) -> Layout
     return layout
 
 
+def check_handout(handout: AdapterTensors | EncodedAdapter, manifest: Manifest) -> Layout:
+    """Checks that a hand-out is of a run.
+
+    Returns:
+        Its layout.
+
+    Raises:
+        MergeError: It is of another one.
+    """
+    layout = Layout.of(manifest)
+    _check_tensors("the hand-out", layout, handout)
+    return layout
+
+
 def check_cohort(updates: Iterable[ClientUpdate]) -> Sequence[ClientUpdate]:
     """A cohort in canonical order.
 
@@ -144,12 +136,14 @@ def check_cohort(updates: Iterable[ClientUpdate]) -> Sequence[ClientUpdate]:
     return ordered
 
 
-def _factors(layout: Layout, slots: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Views into float64 slots; :meth:`Layout.factors` only slices."""
-    return layout.factors(slots, name)  # type: ignore[arg-type, return-value]
+def _check_tensors(who: str, layout: Layout, tensors: AdapterTensors | EncodedAdapter) -> None:
+    if isinstance(tensors, EncodedAdapter):
+        _check_encoded(who, layout, tensors)
+    else:
+        _check_decoded(who, layout, tensors)
 
 
-def _check_tensors(who: str, layout: Layout, tensors: AdapterTensors) -> None:
+def _check_decoded(who: str, layout: Layout, tensors: AdapterTensors) -> None:
     expected = {tensor.name: tensor.shape for tensor in layout.dense}
     got = {name: value.shape for name, value in tensors.dense.items()}
     if got != expected:
@@ -160,3 +154,12 @@ def _check_tensors(who: str, layout: Layout, tensors: AdapterTensors) -> None:
     for name, value in {**tensors.dense, "slots": tensors.slots}.items():
         if not np.isfinite(value).all():
             raise MergeError(f"{who}: {name!r} holds NaN or infinite values")
+
+
+def _check_encoded(who: str, layout: Layout, tensors: EncodedAdapter) -> None:
+    if tensors.layout != layout:
+        raise MergeError(f"{who}: its layout is not the one of its active trainables")
+    try:
+        tensors.check()
+    except RemoteProtocolError as error:
+        raise MergeError(f"{who}: {error}") from error

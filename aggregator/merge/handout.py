@@ -15,6 +15,7 @@ import numpy as np
 
 from aggregator.merge.algebra import LowRank
 from aggregator.merge.errors import MergeError
+from aggregator.merge.leading import Leading
 from protocol.initializers import fresh_rows
 from protocol.payload import AdapterTensors, Layout
 
@@ -52,7 +53,7 @@ def make_handout(state: GlobalState, manifest: Manifest, slots: int, seed: int) 
     tensors = layout.zeros(slots)
     for module in manifest.low_rank:
         B, A = layout.factors(tensors.slots, module.name)
-        B[:], A[:] = slot_factors(state.low_rank[module.name].svd, slots, module.name, seed)
+        B[:], A[:] = slot_factors(state.low_rank[module.name].handed_out(slots), slots, module.name, seed)
     dense = {name: _float32(value, name) for name, value in state.dense.items()}
     return AdapterTensors(dense, _float32(tensors.slots, "slots"))
 
@@ -79,17 +80,17 @@ def slot_factors(matrix: LowRank, slots: int, name: str, seed: int) -> tuple[NDA
     return B, A
 
 
-def handout_errors(matrix: LowRank, ranks: Iterable[int]) -> dict[int, float]:
+def handout_errors(matrix: LowRank | Leading, ranks: Iterable[int]) -> dict[int, float]:
     """``‖M − T_r‖ / ‖M‖`` for each rank: the share of the state that a device of that rank does not see.
 
     Args:
-        matrix: ``M``.
+        matrix: ``M``, or its leading triplets, at least as many as the highest rank.
         ranks: The ranks that are handed out.
 
     Returns:
         By rank, ascending; 0 where there is nothing to miss.
     """
-    return {rank: matrix.tail_norm(rank) / matrix.norm if matrix.rank else 0.0 for rank in sorted(set(ranks))}
+    return {rank: matrix.tail_norm(rank) / matrix.norm if matrix.norm else 0.0 for rank in sorted(set(ranks))}
 
 
 def _float32(values: NDArray[np.floating], name: str) -> NDArray[np.float32]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+from aggregator.merge.bias import Bias
 
 __all__ = ["DenseReport", "MergeReport", "ModuleReport"]
 
@@ -16,18 +18,25 @@ class ModuleReport:
     name: str
     """Module."""
     rank: int
-    """Numerical rank of its offset."""
+    """Rank of its offset: exact where all singular values are known, else an upper bound."""
     effective_rank: float
-    """``exp(H(σ²/Σσ²))``: how many directions share the energy."""
+    """``exp(H(σ²/Σσ²))``: how many directions share the energy. Where the tail's values are not known they count as
+    equal, which makes it an upper bound."""
     norm: float
     """Norm of the offset."""
     update_norm: float
     """Norm of what this merge added."""
     merge_error: float
-    """Norm of all that was dropped as numerically zero through all rounds, over ``norm``: the certificate. Plain
-    float64 rounding, of the same order, comes on top."""
+    """The certificate: norm of all that was ever dropped, as numerically zero or by a cap, over ``norm``; at least the
+    true error. Plain float64 rounding comes on top."""
+    merge_bias: Bias | None = None
+    """The merged offset against its definition, where that was measured: error, gain and direction."""
     handout_error: Mapping[int, float]
     """Rank → ``‖M − T_r‖ / ‖M‖``."""
+    retention: Mapping[int, float] = field(default_factory=dict)
+    """Rank → ``P_r``, the weight of the devices that trained this module at that rank or a higher one."""
+    handout_bias: Bias | None = None
+    """``Σ p_i T_i``, what the cohort would hold on average of the new offset, against all of it; None: no cohort."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,34 +1,136 @@
-"""One round: a pure function from the cohort's updates to the next state and its report."""
+"""One round: a pure function from the cohort's updates to the next state and its report, one module at a time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from aggregator.merge.delta import ClientUpdate, DeltaAccumulator, check_cohort
+from aggregator.merge.bias import bias_of_mean_handout
+from aggregator.merge.cohort import Cohort
+from aggregator.merge.delta import ClientUpdate, check_handout
+from aggregator.merge.encoded import EncodedAdapter
 from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors
+from aggregator.merge.module import MergedModule, merge_module
 from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
+from aggregator.merge.scratch import Scratch
+from aggregator.merge.state import GlobalState, ModuleState
 
 if TYPE_CHECKING:
-    from aggregator.merge.state import GlobalState, Increment, ModuleState
-    from protocol.manifest import Manifest
-    from protocol.payload import AdapterTensors
+    from protocol.manifest import LowRankModule, Manifest
+    from protocol.payload import AdapterTensors, Layout
 
-__all__ = ["merge_round", "report_module"]
+__all__ = ["Round", "merge_round", "report_module"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """All that a merge reads, checked. Make it with :meth:`of`."""
+
+    state: GlobalState
+    """The version that was handed out."""
+    manifest: Manifest
+    """The run's universe."""
+    handout: AdapterTensors | EncodedAdapter
+    """That version's hand-out, as it was sent."""
+    cohort: Cohort
+    """The updates."""
+    server_learning_rate: float
+    """``η``."""
+    report_ranks: tuple[int, ...]
+    """Ranks to report on besides those of the cohort."""
+    rank_cap: int | None
+    """Rank that every module is kept within; None: exact."""
+    scratch: Path | None
+    """Folder for what is large; None: memory."""
+
+    @classmethod
+    def of(
+        cls,
+        state: GlobalState,
+        manifest: Manifest,
+        handout: AdapterTensors | EncodedAdapter,
+        updates: Iterable[ClientUpdate],
+        *,
+        server_learning_rate: float = 1.0,
+        report_ranks: Iterable[int] = (),
+        rank_cap: int | None = None,
+        scratch: Path | None = None,
+    ) -> Self:
+        """Checks what is to be merged; arguments and errors as of :func:`merge_round`."""
+        if not (math.isfinite(server_learning_rate) and server_learning_rate > 0):
+            raise MergeError(f"the server learning rate must be positive and finite, got {server_learning_rate}")
+        if rank_cap is not None and rank_cap < 1:
+            raise MergeError(f"a cap keeps at least rank 1, got {rank_cap}")
+        check_handout(handout, manifest)
+        return cls(
+            state=state,
+            manifest=manifest,
+            handout=handout,
+            cohort=Cohort.of(updates, manifest, handout.rank),
+            server_learning_rate=server_learning_rate,
+            report_ranks=tuple(report_ranks),
+            rank_cap=rank_cap,
+            scratch=scratch,
+        )
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return check_handout(self.handout, self.manifest)
+
+    def merge_module(self, module: LowRankModule) -> tuple[ModuleState, ModuleReport]:
+        """The next offset of one module, and its report; it depends on no other module's."""
+        if isinstance(self.handout, EncodedAdapter):
+            handed = self.handout.factors(module.name)
+        else:
+            handed = self._layout.factors(self.handout.slots, module.name)
+        merged = merge_module(
+            self.state.low_rank[module.name],
+            handed,
+            self.cohort.shares(module),
+            width=self.cohort.width(module),
+            step=self.server_learning_rate,
+            cap=self.rank_cap,
+            scratch=Scratch(self.scratch),
+        )
+        ranks = {*self.report_ranks, *self.cohort.ranks}
+        return merged.state, _report_merged(module.name, merged, ranks, self.cohort.retention(module))
+
+    def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[GlobalState, MergeReport]:
+        """The next state from its modules: the dense tensors are merged here."""
+        steps = {t.name: self.server_learning_rate * self.cohort.mean(t) for t in self.manifest.dense}
+        dense = {name: self.state.dense[name] + step for name, step in steps.items()}
+        report = MergeReport(
+            clients=len(self.cohort.members),
+            total_weight=self.cohort.total_weight,
+            modules=tuple(modules[module.name][1] for module in self.manifest.low_rank),
+            dense=tuple(
+                DenseReport(
+                    name=name, norm=float(np.linalg.norm(value)), update_norm=float(np.linalg.norm(steps[name]))
+                )
+                for name, value in dense.items()
+            ),
+        )
+        low_rank = {module.name: modules[module.name][0] for module in self.manifest.low_rank}
+        return GlobalState(low_rank=low_rank, dense=dense), report
 
 
 def merge_round(
     state: GlobalState,
     manifest: Manifest,
-    handout: AdapterTensors,
+    handout: AdapterTensors | EncodedAdapter,
     updates: Iterable[ClientUpdate],
     *,
     server_learning_rate: float = 1.0,
     report_ranks: Iterable[int] = (),
+    rank_cap: int | None = None,
+    scratch: Path | None = None,
 ) -> tuple[GlobalState, MergeReport]:
     """``M' = M + η·Σ p_i D_i`` with ``p_i = num_examples_i / Σ num_examples``.
 
@@ -38,10 +140,14 @@ def merge_round(
     Args:
         state: The version that was handed out.
         manifest: The run's universe.
-        handout: That version's hand-out, decoded from what was sent, at least as many slots as any update has.
-        updates: The cohort, in any order.
+        handout: That version's hand-out, decoded from what was sent or as it is stored, at least as many slots as any
+            update has.
+        updates: The cohort, in any order. Updates whose tensors are encoded are read module by module: memory then
+            does not grow with their number.
         server_learning_rate: ``η``.
         report_ranks: Further ranks to report hand-out errors for; those of the cohort are always in.
+        rank_cap: Keep every module within this rank and certify what that drops; None: the state is exact.
+        scratch: Folder for arrays of more than :data:`~aggregator.merge.scratch.RESIDENT_BYTES`; None: memory.
 
     Returns:
         The next state and what happened.
@@ -49,21 +155,21 @@ def merge_round(
     Raises:
         MergeError: The cohort is empty, or an update does not fit. The state, a value, is as it was.
     """
-    if not (math.isfinite(server_learning_rate) and server_learning_rate > 0):
-        raise MergeError(f"the server learning rate must be positive and finite, got {server_learning_rate}")
-    cohort = check_cohort(updates)
-    total = sum(update.num_examples for update in cohort)
-    accumulator = DeltaAccumulator(manifest, handout, total)
-    for update in cohort:
-        accumulator.add(update)
-    increment = accumulator.finish().scaled(server_learning_rate)
-    merged = state.add(increment)
-    ranks = sorted({*report_ranks, *(update.rank for update in cohort)})
-    return merged, _report(merged, increment, len(cohort), total, ranks)
+    given = Round.of(
+        state,
+        manifest,
+        handout,
+        updates,
+        server_learning_rate=server_learning_rate,
+        report_ranks=report_ranks,
+        rank_cap=rank_cap,
+        scratch=scratch,
+    )
+    return given.finish({module.name: given.merge_module(module) for module in manifest.low_rank})
 
 
 def report_module(name: str, state: ModuleState, update_norm: float, ranks: Iterable[int]) -> ModuleReport:
-    """The report of one low-rank module.
+    """The report of one low-rank module that no cohort was merged into.
 
     Args:
         name: Module.
@@ -71,32 +177,24 @@ def report_module(name: str, state: ModuleState, update_norm: float, ranks: Iter
         update_norm: Norm of what the merge added.
         ranks: Ranks to give hand-out errors for.
     """
-    svd = state.svd
+    ranks = sorted({1, *ranks})
+    merged = MergedModule(state=state, leading=state.leading(ranks[-1]), update_norm=update_norm, bias=None)
+    return _report_merged(name, merged, ranks, {})
+
+
+def _report_merged(
+    name: str, merged: MergedModule, ranks: Iterable[int], retention: Mapping[int, float]
+) -> ModuleReport:
+    leading, state = merged.leading, merged.state
     return ModuleReport(
         name=name,
-        rank=svd.rank,
-        effective_rank=svd.effective_rank,
-        norm=svd.norm,
-        update_norm=update_norm,
-        merge_error=state.discarded / svd.norm if svd.rank else 0.0,
-        handout_error=handout_errors(svd, ranks),
-    )
-
-
-def _report(state: GlobalState, increment: Increment, clients: int, total: int, ranks: list[int]) -> MergeReport:
-    return MergeReport(
-        clients=clients,
-        total_weight=total,
-        modules=tuple(
-            report_module(name, module, increment.low_rank[name].norm(), ranks)
-            for name, module in state.low_rank.items()
-        ),
-        dense=tuple(
-            DenseReport(
-                name=name,
-                norm=float(np.linalg.norm(value)),
-                update_norm=float(np.linalg.norm(increment.dense[name])),
-            )
-            for name, value in state.dense.items()
-        ),
+        rank=state.width if leading.spectrum is None else len(leading.spectrum),
+        effective_rank=leading.effective_rank(state.width),
+        norm=leading.norm,
+        update_norm=merged.update_norm,
+        merge_error=state.discarded / leading.norm if leading.norm else 0.0,
+        merge_bias=merged.bias,
+        handout_error=handout_errors(leading, ranks),
+        retention=retention,
+        handout_bias=bias_of_mean_handout(leading, retention) if retention else None,
     )

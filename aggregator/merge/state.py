@@ -1,12 +1,13 @@
 """The state of a run: the exact offset from the base model, in float64, as a value.
 
-A low-rank module is held as factors while they are smaller than the matrix, ``k(m+n) < m·n``, and as the matrix from
-then on. Nothing is truncated to a rank; what compression dropped as rounding noise is summed up as a certificate.
+A low-rank module is held as factors while they are smaller than the matrix, ``w(m+n) < m·n``, and as the matrix from
+then on; factors are compressed where that costs next to nothing. Nothing is truncated to a rank unless a cap is asked
+for; what was dropped, as rounding noise or by a cap, is summed up as a certificate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -16,24 +17,29 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from aggregator.merge.algebra import Factors, LowRank, compress, decompose, stack
+from aggregator.merge.cost import Form, choose_form, fits_factors
 from aggregator.merge.errors import MergeError
+from aggregator.merge.leading import Leading, leading_of_factors, leading_of_matrix, leading_of_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protocol.manifest import LowRankModule, Manifest
 
-__all__ = ["GlobalState", "Increment", "ModuleState"]
+__all__ = ["GlobalState", "Increment", "ModuleState", "settle"]
 
 
 @dataclass(frozen=True)
 class ModuleState:
     """The exact offset of one linear map."""
 
-    value: LowRank | NDArray[np.float64]
-    """Factors, or the matrix ``[m, n]`` where that is smaller."""
+    value: LowRank | Factors | NDArray[np.float64]
+    """All singular triplets, a stack of factors, or the matrix ``[m, n]``: see :class:`~aggregator.merge.cost.Form`."""
     discarded: float = 0.0
-    """Bound on the Frobenius norm of all that was ever dropped as numerically zero."""
+    """Bound on the Frobenius norm of all that was ever dropped: as numerically zero, or by a cap."""
+    top: LowRank | None = None
+    """Leading triplets of a value that does not tell its own. They belong to the version: hand-outs are made of them,
+    and the next version's are sought from them on."""
 
     @classmethod
     def zeros(cls, module: LowRankModule) -> Self:
@@ -46,23 +52,71 @@ class ModuleState:
         rows, columns = self.value.shape
         return rows, columns
 
+    @property
+    def width(self) -> int:
+        """Rank of what is held: exact for triplets, an upper bound for the other forms."""
+        if isinstance(self.value, LowRank):
+            return self.value.rank
+        return min(*self.shape, self.value.width) if isinstance(self.value, Factors) else min(self.shape)
+
+    @property
+    def known(self) -> LowRank | None:
+        """Singular triplets that need no work."""
+        return self.value if isinstance(self.value, LowRank) else self.top
+
     @cached_property
     def svd(self) -> LowRank:
-        """The decomposition that every hand-out, export and report of this version shares."""
-        return self.value if isinstance(self.value, LowRank) else decompose(self.value).value
+        """All singular triplets; for a large module that is not held by them, seconds to minutes of work."""
+        if isinstance(self.value, LowRank):
+            return self.value
+        return (compress(self.value) if isinstance(self.value, Factors) else decompose(self.value)).value
+
+    def factors(self) -> Factors:
+        """The offset as a product; a matrix as itself times the identity."""
+        if isinstance(self.value, Factors):
+            return self.value
+        return self.value.factors() if isinstance(self.value, LowRank) else Factors(self.value, np.eye(self.shape[1]))
+
+    def leading(self, slots: int) -> Leading:
+        """The best approximation of a rank, and what is known of the rest. Lower ranks are prefixes of one call's."""
+        if isinstance(self.value, LowRank):
+            return leading_of_whole(self.value, slots)
+        if isinstance(self.value, Factors):
+            return leading_of_factors(self.value, slots, self.top)[0]
+        return leading_of_matrix(self.value, slots, self.top)
+
+    def handed_out(self, slots: int) -> LowRank:
+        """The leading triplets of this version: those that belong to it if there are enough, else found now."""
+        if self.top is not None and self.top.rank >= slots:
+            return self.top.truncate(slots)
+        return self.leading(slots).top
 
     def add(self, increment: Factors) -> ModuleState:
-        """The exact sum."""
+        """The exact sum, in the form that the cost model picks."""
         increment = increment.pruned()
         if not increment.width:
             return self
-        if not isinstance(self.value, LowRank):
+        if isinstance(self.value, np.ndarray):
             return ModuleState(self.value + increment.dense(), self.discarded)
-        merged = compress(stack([self.value.factors(), increment]))
-        rows, columns = self.shape
-        if merged.value.rank * (rows + columns) < rows * columns:
-            return ModuleState(merged.value, self.discarded + merged.discarded)
-        return ModuleState(self.value.dense() + increment.dense(), self.discarded)
+        return settle(stack([self.factors(), increment]), self.discarded)
+
+
+def settle(stacked: Factors, discarded: float = 0.0, slots: int = 1) -> ModuleState:
+    """A stack of factors in the form that the cost model picks, without its leading triplets.
+
+    Args:
+        stacked: Without a term that is zero.
+        discarded: As in :class:`ModuleState`.
+        slots: How many leading triplets will be wanted.
+    """
+    form = choose_form(stacked.shape, stacked.width, slots)
+    if form is Form.FACTORS:
+        return ModuleState(stacked, discarded)
+    if form is Form.WHOLE:
+        whole = compress(stacked)
+        if fits_factors(stacked.shape, whole.value.rank):
+            return ModuleState(whole.value, discarded + whole.discarded)
+    return ModuleState(stacked.dense(), discarded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +172,10 @@ class GlobalState:
 
     def to_bytes(self) -> bytes:
         """Canonical safetensors: equal states, equal bytes, so a version's SHA-256 is its identity."""
-        tensors = {f"{name}/dense": np.ascontiguousarray(value) for name, value in self.dense.items()}
+        tensors = {f"{name}/dense": value for name, value in self.dense.items()}
         for name, module in self.low_rank.items():
-            tensors[f"{name}/discarded"] = np.array([module.discarded])
-            if isinstance(module.value, LowRank):
-                tensors |= {f"{name}/U": module.value.U, f"{name}/S": module.value.S, f"{name}/Vt": module.value.Vt}
-            else:
-                tensors[f"{name}/W"] = module.value
-        return save(tensors)
+            tensors |= {f"{name}/{key}": value for key, value in _module_tensors(module)}
+        return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes, manifest: Manifest) -> Self:
@@ -179,7 +229,7 @@ class _Shelf:
             raise MergeError(f"stored state: {key!r} holds NaN or infinite values")
         return value
 
-    def rank(self, key: str) -> int:
+    def length(self, key: str) -> int:
         return len(self._tensors.get(key, ()))
 
     def finish(self) -> None:
@@ -190,8 +240,33 @@ class _Shelf:
 def _read_module(shelf: _Shelf, module: LowRankModule) -> ModuleState:
     name, rows, columns = module.name, module.out_features, module.in_features
     discarded = float(shelf.take(f"{name}/discarded", (1,))[0])
+    top = _read_triplets(shelf, f"{name}/top/", (rows, columns)) if f"{name}/top/S" in shelf else None
     if f"{name}/W" in shelf:
-        return ModuleState(shelf.take(f"{name}/W", (rows, columns)), discarded)
-    rank = shelf.rank(f"{name}/S")
-    U, S = shelf.take(f"{name}/U", (rows, rank)), shelf.take(f"{name}/S", (rank,))
-    return ModuleState(LowRank(U, S, shelf.take(f"{name}/Vt", (rank, columns))), discarded)
+        return ModuleState(shelf.take(f"{name}/W", (rows, columns)), discarded, top)
+    if f"{name}/N" in shelf:
+        width = shelf.length(f"{name}/N")
+        left = shelf.take(f"{name}/Lt", (width, rows)).T
+        return ModuleState(Factors(left, shelf.take(f"{name}/N", (width, columns))), discarded, top)
+    return ModuleState(_read_triplets(shelf, f"{name}/", (rows, columns)), discarded)
+
+
+def _read_triplets(shelf: _Shelf, prefix: str, shape: tuple[int, int]) -> LowRank:
+    rank = shelf.length(f"{prefix}S")
+    U, S = shelf.take(f"{prefix}U", (shape[0], rank)), shelf.take(f"{prefix}S", (rank,))
+    return LowRank(U, S, shelf.take(f"{prefix}Vt", (rank, shape[1])))
+
+
+def _module_tensors(module: ModuleState) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    yield "discarded", np.array([module.discarded])
+    if isinstance(module.value, LowRank):
+        yield from _triplets(module.value)
+    elif isinstance(module.value, Factors):
+        yield from (("Lt", module.value.left.T), ("N", module.value.right))
+    else:
+        yield "W", module.value
+    if module.top is not None:
+        yield from ((f"top/{key}", value) for key, value in _triplets(module.top))
+
+
+def _triplets(matrix: LowRank) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    yield from (("U", matrix.U), ("S", matrix.S), ("Vt", matrix.Vt))

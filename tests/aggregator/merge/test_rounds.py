@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from aggregator.merge import (
     ClientUpdate,
-    DeltaAccumulator,
     Factors,
     GlobalState,
     Increment,
@@ -332,14 +331,3 @@ def test_a_server_learning_rate_that_is_no_step_is_refused(eta: float) -> None:
     state = random_state(0, 2)
     with pytest.raises(MergeError, match="server learning rate"):
         merge_round(state, MANIFEST, sent(state), [faulty()], server_learning_rate=eta)
-
-
-def test_an_update_that_is_refused_leaves_the_accumulator_as_it_was() -> None:
-    state = random_state(0, 2)
-    good = update_of("good", 5, 2, None, np.random.default_rng(1))
-    accumulator = DeltaAccumulator(MANIFEST, sent(state), 5)
-    accumulator.add(good)
-    with pytest.raises(MergeError):
-        accumulator.add(faulty(rank=3))
-    merged, _ = merge_round(state, MANIFEST, sent(state), [good])
-    assert state.add(accumulator.finish()).to_bytes() == merged.to_bytes()

@@ -1,0 +1,130 @@
+"""A checked cohort: its updates in canonical order with their weights, read one module at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+
+from aggregator.merge.delta import ClientUpdate, check_cohort, check_update
+from aggregator.merge.encoded import EncodedAdapter
+from aggregator.merge.errors import MergeError
+from protocol.errors import RemoteProtocolError
+from protocol.payload import Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protocol.manifest import DenseTensor, LowRankModule, Manifest
+
+__all__ = ["Cohort", "Share"]
+
+
+class Share(NamedTuple):
+    """What one device changed in one module."""
+
+    weight: float
+    """``p_i``."""
+    dB: NDArray[np.float32]  # noqa: N815
+    """``s·dB``, ``[m, r]``."""
+    dA: NDArray[np.float32]  # noqa: N815
+    """``[r, n]``."""
+
+
+class Member(NamedTuple):
+    """An update, and what is in it."""
+
+    update: ClientUpdate
+    """It has been checked."""
+    layout: Layout
+    """Of its tensors."""
+    names: frozenset[str]
+    """The trainables that it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """The updates of one round. Make it with :meth:`of`."""
+
+    members: tuple[Member, ...]
+    """In canonical order."""
+    total_weight: int
+    """``Σ num_examples``."""
+
+    @classmethod
+    def of(cls, updates: Iterable[ClientUpdate], manifest: Manifest, slots: int) -> Self:
+        """Checks a cohort: decoded updates whole, encoded ones by header and length.
+
+        Args:
+            updates: In any order.
+            manifest: The run's universe.
+            slots: Slots of the hand-out that they are against.
+
+        Raises:
+            MergeError: It is empty, or an update does not fit.
+        """
+        ordered = check_cohort(updates)
+        members = (
+            Member(update, check_update(update, manifest, slots), _names(update, manifest)) for update in ordered
+        )
+        return cls(members=tuple(members), total_weight=sum(update.num_examples for update in ordered))
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that were trained, ascending."""
+        return sorted({member.update.rank for member in self.members})
+
+    def width(self, module: LowRankModule) -> int:
+        """``Σ r_i`` over the devices that trained a module."""
+        return sum(update.rank for update, _, names in self.members if module.name in names)
+
+    def retention(self, module: LowRankModule) -> dict[int, float]:
+        """``P_r`` by rank, ascending: the weight of the devices that trained a module at that rank or a higher one."""
+        trained = [(u.rank, u.num_examples) for u, _, names in self.members if module.name in names]
+        return {rank: sum(n for r, n in trained if r >= rank) / self.total_weight for rank in self.ranks}
+
+    def shares(self, module: LowRankModule) -> Iterator[Share]:
+        """What each device changed in a module; one that lacks it is passed over.
+
+        Raises:
+            MergeError: A value is not finite; names the client.
+        """
+        for update, layout, names in self.members:
+            if module.name in names:
+                yield Share(update.num_examples / self.total_weight, *_factors(update, layout, module.name))
+
+    def mean(self, tensor: DenseTensor) -> NDArray[np.float64]:
+        """``Σ p_i d_i`` of a dense tensor.
+
+        Raises:
+            MergeError: As :meth:`shares`.
+        """
+        total = np.zeros(tensor.shape)
+        for update, _, names in self.members:
+            if tensor.name in names:
+                total += update.num_examples / self.total_weight * _dense(update, tensor.name)
+        return total
+
+
+def _names(update: ClientUpdate, manifest: Manifest) -> frozenset[str]:
+    return frozenset(manifest.names if update.active is None else update.active)
+
+
+def _factors(update: ClientUpdate, layout: Layout, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if not isinstance(update.tensors, EncodedAdapter):
+        return layout.factors(update.tensors.slots, name)
+    try:
+        return update.tensors.factors(name)
+    except RemoteProtocolError as error:
+        raise MergeError(f"update of {update.client!r}: {name!r}: {error}") from error
+
+
+def _dense(update: ClientUpdate, name: str) -> NDArray[np.float64]:
+    if not isinstance(update.tensors, EncodedAdapter):
+        return update.tensors.dense[name].astype(np.float64)
+    try:
+        return update.tensors.tensor(name).astype(np.float64)
+    except RemoteProtocolError as error:
+        raise MergeError(f"update of {update.client!r}: {name!r}: {error}") from error

@@ -1,0 +1,152 @@
+"""The leading part of a module's offset, however that is held: what hand-outs are made of.
+
+Of factors ``M = L·N`` with Gram matrices ``LᵀL = R_LᵀR_L`` and ``NNᵀ = R_NᵀR_N`` (Cholesky) the core ``R_L·R_Nᵀ``, as
+small as they are wide, has the singular values of ``M``. All of it is matrix products, but a Gram matrix squares the
+condition number: directions below ``√ε`` of the largest are lost in it. So the core only says where to look: one step
+on the exact factors, ``Q = orth(L(NV))``, ``T = Q(QᵀM)``, makes ``T`` a projection of ``M`` whatever the core was, and
+as near to the best as the square of the core's error.
+
+A shift keeps Cholesky's way free where columns depend on each other, as those of shared factors do.
+Reference: Fukaya et al. (2020), Shifted Cholesky QR for Computing the QR Factorization of Ill-Conditioned Matrices,
+SIAM J. Sci. Comput. 42(1), §3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aggregator.merge.algebra import Factors, LowRank, compress, decompose, effective_rank
+from aggregator.merge.cost import is_iterated
+from aggregator.merge.subspace import leading_triplets, orthonormal, ritz_triplets
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Leading", "leading_of_factors", "leading_of_matrix", "leading_of_whole"]
+
+_EPSILON = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leading:
+    """The leading singular triplets of a matrix, and what is known of the rest."""
+
+    top: LowRank
+    """The leading triplets."""
+    norm: float
+    """Frobenius norm of the whole matrix."""
+    spectrum: NDArray[np.float64] | None
+    """All singular values, if they are known."""
+
+    def effective_rank(self, size: int) -> float:
+        """``exp(H(σ²/Σσ²))``; unknown values count as equal, which makes it an upper bound.
+
+        Args:
+            size: How many singular values there are, at most.
+        """
+        if self.spectrum is not None:
+            return effective_rank(self.spectrum)
+        unknown = size - self.top.rank
+        return effective_rank(np.append(self.top.S, np.full(unknown, self.tail_norm(self.top.rank) / unknown**0.5)))
+
+    def tail_norm(self, rank: int) -> float:
+        """``‖M − trunc_r(M)‖``, for a rank up to that of :attr:`top`; below ``√ε·‖M‖`` only if all values are known."""
+        if self.spectrum is not None:
+            return float(np.linalg.norm(self.spectrum[rank:]))
+        return math.sqrt(max(0.0, self.norm**2 - float(np.sum(self.top.S[:rank] ** 2))))
+
+
+def leading_of_whole(whole: LowRank, slots: int) -> Leading:
+    """The ``slots`` leading triplets of a matrix all of whose triplets are known."""
+    return Leading(top=whole.truncate(slots), norm=whole.norm, spectrum=whole.S)
+
+
+def leading_of_matrix(matrix: NDArray[np.float64], slots: int, start: LowRank | None = None) -> Leading:
+    """The ``slots`` leading triplets of a matrix that is at hand as it is.
+
+    Args:
+        matrix: ``[m, n]``, finite.
+        slots: ``k``, at least 1.
+        start: A matrix nearby, such as the last version's; an iteration begins with its row space.
+
+    Returns:
+        The triplets: exact where the cost model has LAPACK find them all, else a projection of an error at most about
+        1e-6 above the least possible.
+    """
+    rows, columns = matrix.shape
+    if not is_iterated((rows, columns), slots):
+        return leading_of_whole(decompose(matrix).value, slots)
+    known = np.zeros((columns, 0)) if start is None else start.Vt.T
+    return Leading(top=leading_triplets(matrix, slots, known), norm=float(np.linalg.norm(matrix)), spectrum=None)
+
+
+def leading_of_factors(
+    factors: Factors, slots: int, start: LowRank | None = None, *, since: int = 0
+) -> tuple[Leading, float]:
+    """The ``slots`` leading triplets of a product, by Gram matrices; where not even the shift helps, by QR.
+
+    Args:
+        factors: Finite, without a term that is zero.
+        slots: As in :func:`leading_of_matrix`.
+        start: As in :func:`leading_of_matrix`.
+        since: A term.
+
+    Returns:
+        The triplets, as of :func:`leading_of_matrix`, and the norm of the terms from ``since`` on, which comes free.
+    """
+    gram_left, gram_right = factors.left.T @ factors.left, factors.right @ factors.right.T
+    added = _norm(gram_left[since:, since:], gram_right[since:, since:])
+    try:
+        top = _top(factors, gram_left, gram_right, slots, start)
+    except np.linalg.LinAlgError:
+        return leading_of_whole(compress(factors).value, slots), added
+    return Leading(top=top, norm=_norm(gram_left, gram_right), spectrum=None), added
+
+
+def _top(
+    factors: Factors,
+    gram_left: NDArray[np.float64],
+    gram_right: NDArray[np.float64],
+    slots: int,
+    start: LowRank | None,
+) -> LowRank:
+    left, right = factors.left, factors.right
+    R_left, R_right = _cholesky(gram_left), _cholesky(gram_right)
+    V = right.T @ np.linalg.solve(R_right, _core_vectors(R_left @ R_right.T, slots, _in_core(R_right, right, start)))
+    Q = orthonormal(left @ (right @ V))
+    terms = math.sqrt(float(np.max(np.diag(gram_left) * np.diag(gram_right))))
+    return ritz_triplets(Q, (Q.T @ left) @ right, factors.width * _EPSILON * terms)
+
+
+def _norm(gram_left: NDArray[np.float64], gram_right: NDArray[np.float64]) -> float:
+    """``‖L·N‖² = Σ (LᵀL)∘(NNᵀ)``; half the digits, which is enough for a norm that is told and not built upon."""
+    return math.sqrt(max(0.0, float(np.vdot(gram_left, gram_right))))
+
+
+def _cholesky(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``R`` with ``RᵀR`` the Gram matrix, but for a shift of the order of its own rounding.
+
+    Columns are brought to one length first: their scales are no reason to lose any of them.
+    """
+    lengths = np.sqrt(np.diag(gram))
+    even = gram / np.outer(lengths, lengths)
+    even[np.diag_indices_from(even)] += 10 * len(even) * _EPSILON
+    return np.asarray(np.linalg.cholesky(even).T * lengths, np.float64)
+
+
+def _core_vectors(core: NDArray[np.float64], slots: int, start: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leading right singular vectors of the core."""
+    if is_iterated((len(core), len(core)), slots):
+        return leading_triplets(core, slots, start).Vt.T
+    return np.asarray(np.linalg.svd(core).Vh[:slots].T, np.float64)
+
+
+def _in_core(R_right: NDArray[np.float64], right: NDArray[np.float64], start: LowRank | None) -> NDArray[np.float64]:
+    """Known rows in the core's coordinates."""
+    if start is None:
+        return np.zeros((len(right), 0))
+    return np.asarray(np.linalg.solve(R_right.T, right @ start.Vt.T), np.float64)

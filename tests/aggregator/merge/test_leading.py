@@ -1,0 +1,117 @@
+"""Leading singular triplets by Gram matrices and by iteration, against LAPACK's full decomposition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from aggregator.merge import Factors, LowRank, decompose
+from aggregator.merge.cost import is_iterated
+from aggregator.merge.leading import Leading, leading_of_factors, leading_of_matrix
+from aggregator.merge.subspace import leading_triplets
+
+
+def spectrum_of(kind: str, size: int) -> NDArray[np.float64]:
+    steps = np.arange(size)
+    return {"flat": 1.0 - 0.3 * steps / size, "decaying": 0.9**steps, "steep": 10.0 ** (-steps / 2.0)}[kind]
+
+
+def matrix_with(S: NDArray[np.float64], rows: int, columns: int, seed: int = 0) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    U = np.linalg.qr(rng.standard_normal((rows, S.size))).Q
+    return (U * S) @ np.linalg.qr(rng.standard_normal((columns, S.size))).Q.T
+
+
+def excess(matrix: NDArray[np.float64], top: LowRank, slots: int) -> float:
+    """How much worse than the best approximation, as a share of the matrix."""
+    best = np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[slots:])
+    return float((np.linalg.norm(matrix - top.dense()) - best) / np.linalg.norm(matrix))
+
+
+def assert_canonical(top: LowRank) -> None:
+    np.testing.assert_allclose(top.U.T @ top.U, np.eye(top.rank), atol=1e-12)
+    np.testing.assert_allclose(top.Vt @ top.Vt.T, np.eye(top.rank), atol=1e-12)
+    assert (top.U[np.argmax(np.abs(top.U), axis=0), np.arange(top.rank)] > 0).all()
+    assert (np.diff(top.S) <= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "decaying", "steep"])
+@pytest.mark.parametrize("shape", [(230, 200), (200, 230)])
+def test_an_iteration_finds_the_best_approximation(kind: str, shape: tuple[int, int]) -> None:
+    matrix = matrix_with(spectrum_of(kind, 200), *shape)
+    top = leading_triplets(matrix, 8, np.zeros((shape[1], 0)))
+    assert excess(matrix, top, 8) < 1e-6
+    assert_canonical(top)
+
+
+def test_an_iteration_finds_no_more_than_the_rank_of_the_matrix() -> None:
+    matrix = matrix_with(spectrum_of("decaying", 5), 230, 200)
+    top = leading_triplets(matrix, 8, np.zeros((200, 0)))
+    assert top.rank == 5
+    np.testing.assert_allclose(top.dense(), matrix, atol=1e-12)
+
+
+def test_a_start_nearby_is_most_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = matrix_with(spectrum_of("flat", 300), 300, 300)
+    now = before + 1e-3 * matrix_with(spectrum_of("flat", 300), 300, 300, seed=1)
+    known = leading_triplets(before, 8, np.zeros((300, 0))).Vt.T
+    monkeypatch.setattr("aggregator.merge.subspace.CYCLES_MAX", 1)
+    cold = excess(now, leading_triplets(now, 8, np.zeros((300, 0))), 8)
+    assert excess(now, leading_triplets(now, 8, known), 8) < cold / 3
+
+
+def product(seed: int, width: int, dependence: float) -> Factors:
+    """Columns of all scales, the last ones all but equal to the first."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((60, width)), rng.standard_normal((width, 50))
+    scales = 10.0 ** rng.uniform(-4, 4, width)
+    twins = width // 3
+    left[:, width - twins :] = left[:, :twins] * (1.0 + dependence * rng.standard_normal((60, twins)))
+    return Factors(left * scales, right / scales[:, None] * 10.0 ** rng.uniform(-3, 0, (width, 1)))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 45), st.sampled_from([0.0, 1e-12, 1e-7, 1e-2]), st.integers(1, 12))
+def test_gram_matrices_find_the_best_approximation_however_the_columns_depend(
+    seed: int, width: int, dependence: float, slots: int
+) -> None:
+    factors = product(seed, width, dependence)
+    since = width // 2
+    found, added = leading_of_factors(factors, slots, since=since)
+    matrix = factors.dense()
+    S = np.linalg.svd(matrix, compute_uv=False)
+    assert excess(matrix, found.top, slots) < 1e-9
+    assert_canonical(found.top)
+    assert found.norm == pytest.approx(np.linalg.norm(matrix), rel=1e-9)
+    assert added == pytest.approx(np.linalg.norm(factors.left[:, since:] @ factors.right[since:]), rel=1e-7)
+    assert found.tail_norm(found.top.rank) == pytest.approx(np.linalg.norm(S[found.top.rank :]), abs=1e-6 * S[0])
+
+
+def test_a_core_that_is_wide_is_iterated_from_the_last_versions_rows() -> None:
+    rng = np.random.default_rng(0)
+    factors = Factors(rng.standard_normal((700, 420)), rng.standard_normal((420, 650)))
+    assert is_iterated((420, 420), 4)
+    matrix = factors.dense()
+    cold, _ = leading_of_factors(factors, 4)
+    warm, _ = leading_of_factors(factors, 4, cold.top)
+    assert max(excess(matrix, cold.top, 4), excess(matrix, warm.top, 4)) < 1e-6
+
+
+@pytest.mark.parametrize("size", [40, 420])
+def test_a_matrix_gives_its_leading_triplets(size: int) -> None:
+    matrix = matrix_with(spectrum_of("decaying", size), size, size)
+    found = leading_of_matrix(matrix, 4)
+    assert (found.spectrum is None) == is_iterated((size, size), 4) == (size == 420)
+    assert excess(matrix, found.top, 4) < 1e-6
+    assert found.norm == pytest.approx(np.linalg.norm(matrix))
+
+
+def test_unknown_values_make_the_effective_rank_an_upper_bound() -> None:
+    S = spectrum_of("decaying", 30)
+    whole = decompose(np.diag(S)).value
+    known = Leading(top=whole.truncate(4), norm=whole.norm, spectrum=S)
+    unknown = Leading(top=whole.truncate(4), norm=whole.norm, spectrum=None)
+    assert known.effective_rank(30) == pytest.approx(whole.effective_rank)
+    assert known.effective_rank(30) < unknown.effective_rank(30) < 30
+    assert unknown.tail_norm(2) == pytest.approx(known.tail_norm(2))
