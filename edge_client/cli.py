@@ -30,6 +30,7 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
+from edge_client.model.quiet import silence_kernel_hint
 from edge_client.status import RoundResult
 from edge_client.storage.files import write_durably
 from edge_client.storage.home import Home, default_folder
@@ -247,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None: those of the process.
     """
+    silence_kernel_hint()
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:

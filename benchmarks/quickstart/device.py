@@ -137,7 +137,9 @@ def run_device(spec: DeviceSpec) -> None:
 def main(path: str) -> int:
     """Runs a device and returns the exit code; what went wrong is told as an event."""
     from edge_client.errors import EdgeClientError
+    from edge_client.model.quiet import silence_kernel_hint
 
+    silence_kernel_hint()
     warnings.simplefilter("ignore")  # of the libraries: a person watches this process's parent
     try:
         run_device(DeviceSpec.read(Path(path)))

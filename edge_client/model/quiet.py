@@ -1,4 +1,4 @@
-"""Keeps other libraries' load reports, bars and hints off the user's terminal, for the length of one block."""
+"""Keeps other libraries' load reports, bars and hints off the user's terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["quiet_forward", "quiet_loading"]
+__all__ = ["quiet_forward", "quiet_loading", "silence_kernel_hint"]
 
 _FORWARD_LOGGER = "bitsandbytes.autograd._functions"
 """Says at every int8 forward that inputs are cast to float16, which is how LLM.int8() works."""
+_KERNEL_LOGGER = "bitsandbytes.backends.cpu.ops"
+"""Says at import, where the CPU has AVX512-BF16, that a package is missing which only speeds up inference."""
 
 
 @contextmanager
@@ -44,3 +46,8 @@ def quiet_forward() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def silence_kernel_hint() -> None:
+    """Silences bitsandbytes' hint at import, for good: for command lines, whose process and log are their own."""
+    logging.getLogger(_KERNEL_LOGGER).setLevel(logging.ERROR)
