@@ -10,7 +10,7 @@
     ├── StoreFull           the disk is full: free some space, nothing was lost
     ├── StoreCorrupt        the journal or an object is damaged: stop, restore a backup
     ├── MergeError          updates or adapters cannot be merged (:mod:`aggregator.merge`)
-    └── PeftFolderError     a PEFT folder cannot be used or written (:mod:`aggregator.adapters.peft_folder`)
+    └── PeftError           a PEFT adapter cannot be used or written (:mod:`aggregator.adapters.peft_config`)
 
 What a client does wrong is a :class:`protocol.errors.RemoteProtocolError` instead: it is answered, never raised to
 the operator.

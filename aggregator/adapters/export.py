@@ -35,7 +35,7 @@ def export_version(home: Home, rank: int, out: Path, *, version: int | None = No
     Raises:
         ConfigError: There is no such version.
         MergeError: The rank is no rank, or the manifest has what a PEFT folder cannot hold.
-        PeftFolderError: The folder cannot be written.
+        PeftError: The folder cannot be written.
     """
     found, data = _version(home, version)
     manifest = home.manifest()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
+from aggregator.adapters.peft_adapter import PeftAdapter, PeftModule
+from aggregator.adapters.peft_folder import read_peft_folder, write_peft_folder
 from aggregator.merge import (
     DenseReport,
     MergeError,
@@ -51,7 +52,7 @@ def merge_folders(
 
     Raises:
         MergeError: The weights or rank make no sense, or the folders do not belong together.
-        PeftFolderError: A folder cannot be read, or the result not be written.
+        PeftError: A folder cannot be read, or the result not be written.
     """
     adapters = [read_peft_folder(folder) for folder in folders]
     merged, report = merge_adapters(adapters, weights, rank)
@@ -75,6 +76,7 @@ def merge_adapters(
     if rank is not None and rank < 1:
         raise MergeError(f"an adapter has at least rank 1, got {rank}")
     _check_alike(adapters)
+    base = _shared_base(adapters)
     shares = _shares(weights, len(adapters))
     modules, reports = {}, []
     for name in sorted({name for adapter in adapters for name in adapter.modules}):
@@ -82,7 +84,13 @@ def merge_adapters(
         reports.append(report)
     dense = {name: _mean([adapter.dense[name] for adapter in adapters], shares) for name in adapters[0].dense}
     merged = replace(
-        adapters[0], modules=modules, dense={name: value.astype(np.float32) for name, value in dense.items()}
+        adapters[0],
+        modules=modules,
+        dense={name: value.astype(np.float32) for name, value in dense.items()},
+        base=base,
+        # PEFT turns the flag round where the layer says otherwise, so it differs between adapters of one GPT-2.
+        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters),
+        source="the merged adapter",
     )
     norms = {name: float(np.linalg.norm(value)) for name, value in dense.items()}
     return merged, MergeReport(
@@ -97,9 +105,8 @@ def _merge_module(
     name: str, adapters: Sequence[PeftAdapter], shares: Sequence[float], rank: int | None
 ) -> tuple[PeftModule, ModuleReport]:
     found = [(share, a.modules[name]) for share, a in zip(shares, adapters, strict=True) if name in a.modules]
-    kinds = {(module.B.shape[0], module.A.shape[1], module.embedding) for _, module in found}
-    if len(kinds) > 1:
-        raise MergeError(f"module {name!r} differs in shape or kind: {sorted(kinds)}; are the bases the same?")
+    if uneven := _uneven((a.source, a.modules[name].kind) for a in adapters if name in a.modules):
+        raise MergeError(f"module {name!r} differs in shape or kind ({uneven}); are the bases the same?")
     merged = compress(stack(module.factors().scaled(share) for share, module in found))
     state = ModuleState(merged.value, merged.discarded)
     slots = max(1, merged.value.rank) if rank is None else rank
@@ -128,14 +135,33 @@ def _check_alike(adapters: Sequence[PeftAdapter]) -> None:
     """Raises unless all are adapters of one base for one task, with the same dense tensors."""
     if not adapters:
         raise MergeError("nothing to merge: name at least one folder")
-    for what in ("base_model", "task_type", "fan_in_fan_out"):
-        found = {getattr(adapter, what) for adapter in adapters}
-        if len(found) > 1:
+    for what in ("base_model", "task_type"):
+        if uneven := _uneven((adapter.source, getattr(adapter, what)) for adapter in adapters):
             raise MergeError(
-                f"the adapters differ in {what}: {sorted(map(str, found))};"
+                f"the adapters differ in {what} ({uneven});"
                 " where they mean the same, make their adapter_config.json say so"
             )
-    shapes = [{name: value.shape for name, value in adapter.dense.items()} for adapter in adapters]
-    if any(other != shapes[0] for other in shapes):
-        uneven = sorted({name for one in shapes for name in one if any(o.get(name) != one[name] for o in shapes)})
-        raise MergeError(f"modules_to_save are averaged only where all adapters have them alike; uneven: {uneven}")
+    for name in sorted({name for adapter in adapters for name in adapter.dense}):
+        if uneven := _uneven((a.source, a.dense[name].shape if name in a.dense else None) for a in adapters):
+            raise MergeError(
+                f"modules_to_save are averaged only where all adapters have them alike; {name!r} is uneven ({uneven})"
+            )
+
+
+def _shared_base(adapters: Sequence[PeftAdapter]) -> dict[str, NDArray[np.float32]]:
+    """The copies of the base's embeddings that came along: they are no part of the merge, but must be the same."""
+    base: dict[str, NDArray[np.float32]] = {}
+    for adapter in adapters:
+        for name, value in adapter.base.items():
+            if not np.array_equal(base.setdefault(name, value), value):
+                raise MergeError(
+                    f"{adapter.source}: its copy of the base's {name!r} is not that of the folders before it; if the"
+                    " bases are the same, save the adapters with save_embedding_layers=False"
+                )
+    return base
+
+
+def _uneven(found: Iterable[tuple[str, object]]) -> str:
+    """Who has what, if it is not the same everywhere."""
+    found = list(found)
+    return ", ".join(f"{source}: {value}" for source, value in found) if len({value for _, value in found}) > 1 else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.adapters.peft_folder import PeftAdapter, PeftModule
+from aggregator.adapters.peft_adapter import PeftAdapter, PeftModule
 from aggregator.merge import GlobalState, Increment, MergeError, slot_factors
 from protocol.manifest import TaskKind
 

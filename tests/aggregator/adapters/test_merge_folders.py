@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from aggregator.adapters.merge_folders import merge_adapters, merge_folders
-from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder
+from aggregator.adapters import PeftAdapter, PeftModule, merge_adapters, merge_folders, read_peft_folder
 from aggregator.merge import MergeError
 
 SHAPES = {"layer.q": (7, 5), "layer.v": (4, 9), "layer.out": (6, 6)}
@@ -165,16 +164,22 @@ def test_weights_that_are_no_weights_are_refused(weights: list[float], message: 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (replace(adapter_of(1, 2), base_model="another"), "differ in base_model"),
+        (replace(adapter_of(1, 2), base_model="another"), r"differ in base_model \(one: base, two: another\)"),
         (replace(adapter_of(1, 2), task_type="SEQ_CLS"), "differ in task_type"),
-        (replace(adapter_of(1, 2), dense={}, modules_to_save=()), r"uneven: \['head.weight'\]"),
-        (replace(adapter_of(1, 2), dense={"head.weight": np.ones((3, 2), np.float32)}), r"uneven: \['head.weight'\]"),
+        (
+            replace(adapter_of(1, 2), dense={}, modules_to_save=()),
+            r"'head.weight' is uneven \(one: \(2, 3\), two: None\)",
+        ),
+        (replace(adapter_of(1, 2), dense={"head.weight": np.ones((3, 2), np.float32)}), "'head.weight' is uneven"),
         (replace(adapter_of(1, 2), modules={"layer.q": PeftModule(np.ones((5, 1)), np.ones((1, 7)))}), "'layer.q'"),
     ],
 )
 def test_adapters_that_do_not_belong_together_are_refused(other: PeftAdapter, message: str) -> None:
+    pair = [replace(adapter_of(0, 1), source="one"), replace(other, source="two")]
     with pytest.raises(MergeError, match=message):
-        merge_adapters([adapter_of(0, 1), other], None, None)
+        merge_adapters(pair, None, None)
+    with pytest.raises(MergeError):
+        merge_adapters([replace(adapter, source="both") for adapter in pair], None, None)
 
 
 def test_nothing_and_rank_zero_are_refused(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from aggregator.adapters.merge_folders import merge_folders
-from aggregator.adapters.peft_folder import (
+from aggregator.adapters import (
     PeftAdapter,
-    PeftFolderError,
+    PeftConfig,
+    PeftError,
     PeftModule,
-    _pattern_values,
+    merge_folders,
     read_peft_folder,
     write_peft_folder,
 )
@@ -133,14 +133,23 @@ PATHS = ["q", "a.q", "layers.0.q", "layers.10.a.q", "layers.1.xq", "b"]
 
 @given(st.lists(st.sampled_from(PATTERNS), unique=True), st.sampled_from(PATHS))
 def test_patterns_match_as_peft_matches_them(patterns: list[str], path: str) -> None:
-    table = {pattern: float(index + 1) for index, pattern in enumerate(patterns)}
-    expected = {value for pattern, value in table.items() if get_pattern_key([pattern], path) == pattern} or {99.0}
-    assert _pattern_values({"rank_pattern": table}, "rank_pattern", path, 99.0) == expected
+    table = {pattern: index + 1 for index, pattern in enumerate(patterns)}
+    expected = {value for pattern, value in table.items() if get_pattern_key([pattern], path) == pattern} or {99}
+    config = PeftConfig(source="-", r=99, lora_alpha=99, rank_pattern=table, alpha_pattern=table)
+    assert config.ranks(path) == expected
+    if len(expected) == 1:
+        assert config.rank(path) == min(expected)
+        assert config.scaling(path, 1) == min(expected)
+    else:
+        with pytest.raises(PeftError, match=r"rank_pattern contradict"):
+            config.rank(path)
+        with pytest.raises(PeftError, match=r"alpha_pattern contradict"):
+            config.scaling(path, 1)
 
 
 def test_alpha_patterns_whose_order_decided_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, alpha_pattern={"layer.fc": 3, "fc": 2})
-    with pytest.raises(PeftFolderError, match=r"'layer.fc': patterns of alpha_pattern contradict"):
+    with pytest.raises(PeftError, match=r"'layer.fc': patterns of alpha_pattern contradict"):
         read_peft_folder(tmp_path)
 
 
@@ -161,7 +170,9 @@ def test_alpha_patterns_whose_order_decided_are_refused(tmp_path: Path) -> None:
         ({"alora_invocation_tokens": [1]}, "invocation tokens"),
         ({"use_qalora": True}, "QALoRA"),
         ({"setting_of_tomorrow": 3}, "setting_of_tomorrow=3: a setting that this reader does not know"),
-        ({"rank_pattern": {"fc": -1}}, "rank_pattern: expected a map to positive numbers"),
+        ({"rank_pattern": {"fc": -1}}, "rank_pattern: expected a map to positive whole numbers"),
+        ({"rank_pattern": {"fc": 1.5}}, "rank_pattern: expected a map to positive whole numbers"),
+        ({"alpha_pattern": {"fc": 0}}, "alpha_pattern: expected a map to positive numbers"),
         ({"rank_pattern": {"(": 1}}, "'(' is not a regular expression"),
         ({"modules_to_save": "head"}, "modules_to_save: expected a list"),
     ],
@@ -172,7 +183,7 @@ def test_settings_that_change_the_meaning_are_refused_with_the_reason(
     saved(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text()) | changes
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(PeftFolderError, match=re.escape(reason)):
+    with pytest.raises(PeftError, match=re.escape(reason)):
         read_peft_folder(tmp_path)
 
 
@@ -181,7 +192,7 @@ def test_a_missing_alpha_is_an_error_and_never_a_default(tmp_path: Path) -> None
     config = json.loads((tmp_path / CONFIG).read_text())
     del config["lora_alpha"]
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(PeftFolderError, match="lora_alpha: expected a positive number, got 'nothing'"):
+    with pytest.raises(PeftError, match="lora_alpha: expected a positive number, got 'nothing'"):
         read_peft_folder(tmp_path)
 
 
@@ -204,7 +215,7 @@ def test_tensors_that_are_not_understood_are_refused(
     saved(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS) | {name: np.ones(shape, np.float32) for name, shape in added.items()}
     save_file({name: value for name, value in tensors.items() if name != removed}, tmp_path / WEIGHTS)
-    with pytest.raises(PeftFolderError, match=re.escape(reason)):
+    with pytest.raises(PeftError, match=re.escape(reason)):
         read_peft_folder(tmp_path)
 
 
@@ -214,22 +225,22 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float) ->
     tensors = load_file(tmp_path / WEIGHTS)
     tensors[f"{FC}.lora_A.weight"][0, 0] = value
     save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(PeftFolderError, match=r"'base_model.model.fc.lora_A.weight' holds NaN"):
+    with pytest.raises(PeftError, match=r"'base_model.model.fc.lora_A.weight' holds NaN"):
         read_peft_folder(tmp_path)
 
 
 def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PeftFolderError, match=r"no readable adapter_config.json"):
+    with pytest.raises(PeftError, match=r"no readable adapter_config.json"):
         read_peft_folder(tmp_path)
     saved(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"not a tensor file")
-    with pytest.raises(PeftFolderError, match="is not a safetensors file"):
+    with pytest.raises(PeftError, match="is not a safetensors file"):
         read_peft_folder(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(PeftFolderError, match=r"adapter_model.bin is a pickle"):
+    with pytest.raises(PeftError, match=r"adapter_model.bin is a pickle"):
         read_peft_folder(tmp_path)
     (tmp_path / CONFIG).write_text("{")
-    with pytest.raises(PeftFolderError, match="is not JSON"):
+    with pytest.raises(PeftError, match="is not JSON"):
         read_peft_folder(tmp_path)
 
 
@@ -301,7 +312,7 @@ def test_a_folder_with_something_in_it_is_overwritten_only_when_asked(tmp_path: 
     adapter = adapter_of(np.random.default_rng(1), {"fc": 1})
     write_peft_folder(out, adapter)
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(PeftFolderError, match="not an empty folder"):
+    with pytest.raises(PeftError, match="not an empty folder"):
         write_peft_folder(out, adapter)
     assert (out / "mine.txt").read_text() == "keep"
     write_peft_folder(out, adapter, overwrite=True)
@@ -310,5 +321,5 @@ def test_a_folder_with_something_in_it_is_overwritten_only_when_asked(tmp_path: 
 
 
 def test_an_adapter_without_modules_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PeftFolderError, match="without a LoRA module"):
+    with pytest.raises(PeftError, match="without a LoRA module"):
         write_peft_folder(tmp_path / "out", PeftAdapter(modules={}, dense={}))

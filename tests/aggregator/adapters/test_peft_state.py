@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from aggregator.adapters.peft_folder import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
+from aggregator.adapters import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
 from aggregator.adapters.peft_state import adapter_from_state, state_from_adapter
 from aggregator.merge import Factors, GlobalState, Increment, MergeError
 from protocol.initializers import Distribution, Initializer
