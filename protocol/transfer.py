@@ -55,9 +55,14 @@ class Sender:
         self._upto = max(self._upto, upto)
 
     def next_piece(self) -> Piece | None:
-        """The next piece that the credit allows, or None. Each piece is given out once per :meth:`resume`."""
+        """The next piece that the credit allows, or None. Each piece is given out once per :meth:`resume`.
+
+        Credit comes in steps of the pieces that earned it: while more of it is on its way, it is saved up for a whole
+        piece, or pieces could never grow.
+        """
         end = min(self._sent + self.chunk_bytes, self._upto)
-        if end <= self._sent:
+        whole = end == min(self._sent + self.chunk_bytes, self._size)
+        if end <= self._sent or not (whole or self._sent == self.acknowledged):
             return None
         piece = Piece(self._sent, end - self._sent)
         self._sent = end

@@ -129,6 +129,24 @@ def test_old_credits_change_nothing() -> None:
     assert sender.acknowledged == 20
 
 
+def test_pieces_grow_though_credit_comes_in_small_steps() -> None:
+    size = 400
+    receiver, sender = Receiver(size, window_bytes=80), Sender(size, 10)
+    sender.resume(receiver.have, receiver.upto)
+    lengths = []
+    pieces = [piece for _ in range(8) if (piece := sender.next_piece())]
+    sender.chunk_bytes = 20
+    while pieces:
+        piece = pieces.pop(0)
+        lengths.append(piece.length)
+        receiver.accept(piece.offset, piece.length)
+        sender.credit(receiver.have, receiver.upto)
+        while following := sender.next_piece():
+            pieces.append(following)
+    assert receiver.complete
+    assert lengths == [10] * 8 + [20] * 16
+
+
 def test_bytes_that_arrived_after_all_are_not_sent_again() -> None:
     sender = Sender(100, 10)
     sender.resume(0, 40)
