@@ -16,7 +16,13 @@ from fire.core import FireExit
 
 __all__ = ["BENCHMARKS", "BenchmarkError", "Planned", "UsageError", "run_command"]
 
-BENCHMARKS: Mapping[str, str] = MappingProxyType({"quickstart": "benchmarks.quickstart", "faults": "benchmarks.faults"})
+BENCHMARKS: Mapping[str, str] = MappingProxyType(
+    {
+        "quickstart": "benchmarks.quickstart",
+        "faults": "benchmarks.faults",
+        "collapse": "benchmarks.collapse",
+    }
+)
 """Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,
 which arrive as text."""
 

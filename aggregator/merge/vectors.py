@@ -43,7 +43,7 @@ def factors_of(module: ModuleState) -> Factors:
     """A module's offset as a product; a dense one as itself times the identity."""
     if isinstance(module.value, LowRank):
         return module.value.factors()
-    return Factors(module.value, np.eye(module.shape[1]))
+    return module.value if isinstance(module.value, Factors) else Factors(module.value, np.eye(module.shape[1]))
 
 
 def _combine_modules(terms: Sequence[tuple[float, ModuleState]]) -> ModuleState:

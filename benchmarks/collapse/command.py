@@ -1,0 +1,77 @@
+"""The command ``python -m benchmarks collapse``: from flags to a table, a result file and a figure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.collapse.settings import Settings, read_settings
+from benchmarks.command_line import BenchmarkError, Planned
+
+if TYPE_CHECKING:
+    from benchmarks.collapse.experiment import Course
+
+__all__ = ["plan"]
+
+
+def plan(*, preset: str = "quick", seed: str = "0", out: str | None = None, plot: str | None = None) -> Planned:
+    """Ten clients of ranks 4 to 32 change nothing for ten rounds; what does the merge do to the model?
+
+    Args:
+        preset: quick (a module of 128 x 96), full (modules of a MiniLM) or paper (of a BERT-base).
+        seed: First seed of the models and cohorts.
+        out: File for the result, as JSON.
+        plot: File for a figure, such as collapse.png.
+    """
+    settings = read_settings(preset=preset, seed=seed, out=out, plot=plot)
+    return Planned(lambda: _run(settings))
+
+
+def _run(settings: Settings) -> None:
+    from benchmarks.collapse.experiment import run_all
+    from benchmarks.collapse.plot import plot_courses
+    from benchmarks.collapse.report import table
+    from benchmarks.quickstart.progress import Stages
+
+    stages = Stages()
+    courses: list[Course] = []
+    for seed in settings.seeds:
+        stages.say(f"ten rounds of no-ops under every strategy, seed {seed}")
+        courses += run_all(settings.preset.shapes, seed)
+    stages.say("done")
+    print(f"\n{table(courses)}\n")
+    if settings.plot is not None:
+        plot_courses(courses, settings.plot)
+        print(f"wrote {settings.plot}")
+    _judge_and_write(settings, courses)
+
+
+def _judge_and_write(settings: Settings, courses: Sequence[Course]) -> None:
+    """Prints the goals beside what came, writes the result file if one is wanted, and fails if a goal is missed."""
+    from benchmarks.collapse.report import measurements, rows
+    from benchmarks.machine import describe_machine
+    from benchmarks.results import Result, judge
+
+    targets = judge("collapse", measurements(courses))
+    for target in targets:
+        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:g}, goal {target.goal}")
+    if settings.out is not None:
+        result = Result(
+            name="collapse",
+            command=_command(settings),
+            machine=describe_machine(("numpy", "safetensors")),
+            seeds=settings.seeds,
+            rows=list(rows(courses)),
+            targets=targets,
+        )
+        result.write(settings.out)
+        print(f"wrote {settings.out}")
+    missed = [target.what for target in targets if not target.met]
+    if missed:
+        raise BenchmarkError(f"missed: {'; '.join(missed)}")
+
+
+def _command(settings: Settings) -> str:
+    flags = (f"--preset={settings.preset_name}", f"--seed={settings.seed}")
+    return shlex.join(["python", "-m", "benchmarks", "collapse", *flags])
