@@ -36,12 +36,13 @@ def measure_bias(merged: Factors, ideal: Factors) -> Bias:
         ideal: ``W = Σ p_i s_i B_i A_i``, of the same shape.
 
     Returns:
-        No bias if both are zero; an infinite error if only ``W`` is.
+        No bias if both are zero; an infinite error if only ``W`` is zero.
 
     Example:
         >>> half = Factors(np.eye(3) / 2, np.eye(3))
-        >>> measure_bias(half, Factors(np.eye(3), np.eye(3)))
-        Bias(error=0.5, gain=0.5, direction=0.0)
+        >>> bias = measure_bias(half, Factors(np.eye(3), np.eye(3)))
+        >>> round(bias.error, 9), round(bias.gain, 9), round(bias.direction, 9)
+        (0.5, 0.5, 0.0)
     """
     both = stack([merged, ideal])
     R_left, R_right = np.linalg.qr(both.left).R, np.linalg.qr(both.right.T).R

@@ -99,7 +99,7 @@ class Round:
             cap=self.rank_cap,
             scratch=Scratch(self.scratch),
         )
-        ranks = {*self.report_ranks, *self.cohort.ranks}
+        ranks = {rank for rank in (*self.report_ranks, *self.cohort.ranks) if rank <= self.handout.rank}
         return merged.state, _report_merged(module.name, merged, ranks, self.cohort.retention(module))
 
     def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[GlobalState, MergeReport]:
@@ -145,7 +145,8 @@ def merge_round(
         updates: The cohort, in any order. Updates whose tensors are encoded are read module by module: memory then
             does not grow with their number.
         server_learning_rate: ``η``.
-        report_ranks: Further ranks to report hand-out errors for; those of the cohort are always in.
+        report_ranks: Further ranks to report hand-out errors for, up to the hand-out's; those of the cohort are always
+            in.
         rank_cap: Keep every module within this rank and certify what that drops; None: the state is exact.
         scratch: Folder for arrays of more than :data:`~aggregator.merge.scratch.RESIDENT_BYTES`; None: memory.
 

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from aggregator.merge.algebra import Factors, LowRank, compress, decompose, stack
 from aggregator.merge.cost import Form, choose_form, fits_factors
 from aggregator.merge.errors import MergeError
 from aggregator.merge.leading import Leading, leading_of_factors, leading_of_matrix, leading_of_whole
+from aggregator.merge.tensor_file import view_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -174,27 +174,23 @@ class GlobalState:
         """Canonical safetensors: equal states, equal bytes, so a version's SHA-256 is its identity."""
         tensors = {f"{name}/dense": value for name, value in self.dense.items()}
         for name, module in self.low_rank.items():
-            tensors |= {f"{name}/{key}": value for key, value in _module_tensors(module)}
+            tensors |= {f"{name}/{key}": value for key, value in module_tensors(module)}
         return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
     @classmethod
-    def from_bytes(cls, data: bytes, manifest: Manifest) -> Self:
-        """Reads what :meth:`to_bytes` wrote.
+    def from_bytes(cls, data: bytes | memoryview, manifest: Manifest) -> Self:
+        """Reads what :meth:`to_bytes` wrote, in place: the arrays are views of it.
 
         Args:
-            data: The whole file.
+            data: The whole file, in memory or mapped.
             manifest: The run it belongs to.
 
         Raises:
             MergeError: Not a state, or not one of this manifest; names the tensor.
         """
-        try:
-            tensors = load(data)
-        except (SafetensorError, KeyError) as error:
-            raise MergeError(f"the stored state cannot be read: {error}") from error
-        shelf = _Shelf(tensors)
+        shelf = Shelf(view_tensors(data))
         state = cls(
-            low_rank={module.name: _read_module(shelf, module) for module in manifest.low_rank},
+            low_rank={module.name: read_module(shelf, module) for module in manifest.low_rank},
             dense={tensor.name: shelf.take(f"{tensor.name}/dense", tensor.shape) for tensor in manifest.dense},
         )
         shelf.finish()
@@ -211,7 +207,7 @@ class GlobalState:
                 raise MergeError(f"{name!r}: the state has shape {expected_dense}, the increment {value.shape}")
 
 
-class _Shelf:
+class Shelf:
     """Stored tensors, taken one by one and checked."""
 
     def __init__(self, tensors: dict[str, NDArray[np.float64]]) -> None:
@@ -237,7 +233,12 @@ class _Shelf:
             raise MergeError(f"stored state: {min(self._tensors)!r} is not a trainable of this run")
 
 
-def _read_module(shelf: _Shelf, module: LowRankModule) -> ModuleState:
+def read_module(shelf: Shelf, module: LowRankModule) -> ModuleState:
+    """One module out of stored tensors.
+
+    Raises:
+        MergeError: They are not of this module.
+    """
     name, rows, columns = module.name, module.out_features, module.in_features
     discarded = float(shelf.take(f"{name}/discarded", (1,))[0])
     top = _read_triplets(shelf, f"{name}/top/", (rows, columns)) if f"{name}/top/S" in shelf else None
@@ -250,13 +251,14 @@ def _read_module(shelf: _Shelf, module: LowRankModule) -> ModuleState:
     return ModuleState(_read_triplets(shelf, f"{name}/", (rows, columns)), discarded)
 
 
-def _read_triplets(shelf: _Shelf, prefix: str, shape: tuple[int, int]) -> LowRank:
+def _read_triplets(shelf: Shelf, prefix: str, shape: tuple[int, int]) -> LowRank:
     rank = shelf.length(f"{prefix}S")
     U, S = shelf.take(f"{prefix}U", (shape[0], rank)), shelf.take(f"{prefix}S", (rank,))
     return LowRank(U, S, shelf.take(f"{prefix}Vt", (rank, shape[1])))
 
 
-def _module_tensors(module: ModuleState) -> Iterator[tuple[str, NDArray[np.float64]]]:
+def module_tensors(module: ModuleState) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """What is stored of a module, by key."""
     yield "discarded", np.array([module.discarded])
     if isinstance(module.value, LowRank):
         yield from _triplets(module.value)
