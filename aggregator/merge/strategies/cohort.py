@@ -1,17 +1,18 @@
-"""A checked cohort, and what its clients hold: their weights, their changes, and the factors they trained."""
+"""What the clients of a cohort hold: their weights, their changes, and the factors they trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from aggregator.merge.delta import ClientUpdate, check_cohort, check_update
-from aggregator.merge.errors import MergeError
+from aggregator.merge import ClientUpdate, Cohort, Factors, MergeError, stack
+from aggregator.merge.delta import check_handout
 from aggregator.merge.strategies.interface import Requirement
+from protocol.errors import RemoteProtocolError
 from protocol.payload import AdapterTensors, Layout
 
 if TYPE_CHECKING:
@@ -19,19 +20,21 @@ if TYPE_CHECKING:
 
     from protocol.manifest import Manifest
 
-__all__ = ["Cohort", "check_step"]
+__all__ = ["Pair", "TrainedCohort", "check_step"]
 
 Pair = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The updates of one round, in canonical order."""
+class TrainedCohort:
+    """The updates of one round, decoded: rules that average models need all of them at once."""
 
     manifest: Manifest
     """The run's universe."""
     handout: AdapterTensors
     """What the version handed out."""
+    checked: Cohort
+    """The same updates as the exact merge takes them: ranks, weights, retention."""
     updates: tuple[ClientUpdate, ...]
     """By client key."""
 
@@ -48,30 +51,23 @@ class Cohort:
         Raises:
             MergeError: It is empty, an update does not fit the hand-out, or does not keep to ``requires``.
         """
-        whole = ClientUpdate(client="(the hand-out)", num_examples=1, rank=handout.rank, tensors=handout)
-        check_update(whole, manifest, handout.rank)
-        cohort = cls(manifest, handout, tuple(check_cohort(updates)))
-        for update in cohort.updates:
-            check_update(update, manifest, handout.rank)
+        check_handout(handout, manifest)
+        checked = Cohort.of(updates, manifest, handout.rank)
+        trained = cls(manifest, handout, checked, tuple(_decoded(member.update) for member in checked.members))
         if Requirement.EQUAL_RANKS in requires:
-            cohort._check_equal_ranks()
+            trained._check_equal_ranks()
         if Requirement.FROZEN_A in requires:
-            cohort._check_frozen()
-        return cohort
-
-    @property
-    def total(self) -> int:
-        """``Σ n_i``."""
-        return sum(update.num_examples for update in self.updates)
+            trained._check_frozen()
+        return trained
 
     @property
     def ranks(self) -> list[int]:
         """The distinct ranks, ascending."""
-        return sorted({update.rank for update in self.updates})
+        return self.checked.ranks
 
     def share(self, update: ClientUpdate) -> float:
         """``p_i = n_i / Σ n_j``."""
-        return update.num_examples / self.total
+        return update.num_examples / self.checked.total_weight
 
     def handed(self, update: ClientUpdate, name: str) -> Pair:
         """``B̂₀ [m, r_i]`` and ``A₀ [r_i, n]``, as the client decoded them."""
@@ -88,6 +84,14 @@ class Cohort:
         """``B̂_i = B̂₀ + dB̂`` and ``A_i = A₀ + dA``: what the client ended with."""
         (B, A), (dB, dA) = self.handed(update, name), self.change(update, name)
         return B + dB, A + dA
+
+    def mean_change(self, name: str) -> Factors:
+        """``Σ p_i D_i`` of a module, ``D_i = [dB̂_i, B̂₀][A₀ + dA_i; dA_i]``: what an exact rule would add."""
+        parts = []
+        for update in self.updates:
+            (B, A), (dB, dA) = self.handed(update, name), self.change(update, name)
+            parts.append(stack([Factors(dB, A + dA), Factors(B, dA)]).scaled(self.share(update)))
+        return stack(parts)
 
     def dense_change(self, name: str) -> NDArray[np.float64]:
         """``Σ p_i d_i`` of a dense tensor."""
@@ -122,6 +126,15 @@ def check_step(step: float) -> None:
     """
     if not (math.isfinite(step) and step > 0):
         raise MergeError(f"the server's step must be positive and finite, got {step}")
+
+
+def _decoded(update: ClientUpdate) -> ClientUpdate:
+    if isinstance(update.tensors, AdapterTensors):
+        return update
+    try:
+        return replace(update, tensors=AdapterTensors(dict(update.tensors.dense), update.tensors.slots))
+    except RemoteProtocolError as error:
+        raise MergeError(f"update of {update.client!r}: {error}") from error
 
 
 def _float64(pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Pair:

@@ -10,11 +10,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from aggregator.merge import GlobalState, MergeError, merge_round
-from aggregator.merge.strategies.cohort import Cohort, check_step
+from aggregator.merge import Cohort, GlobalState, MergeError, merge_round
+from aggregator.merge.strategies.cohort import check_step
 from aggregator.merge.strategies.interface import Property, Requirement
 from aggregator.merge.strategies.orders import Order, make_ordered_handout
-from aggregator.merge.strategies.reports import report_step
+from aggregator.merge.strategies.reports import report_offsets
 from aggregator.merge.strategies.retention import fading
 from aggregator.merge.vectors import as_increment, factors_of
 from aggregator.optimizers.memory import Memory
@@ -95,18 +95,20 @@ class Delta:
         if self.optimizer is None and self.retention == 1.0:
             offset, report = merge_round(state.offset, manifest, handout, updates, server_learning_rate=step)
             return DeltaState(offset=offset, memory=None), report
-        cohort = Cohort.of(manifest, handout, updates)
-        change, _ = merge_round(
-            GlobalState.zeros(manifest), manifest, handout, cohort.updates, server_learning_rate=step
-        )
+        updates = tuple(updates)
+        change, _ = merge_round(GlobalState.zeros(manifest), manifest, handout, updates, server_learning_rate=step)
         memory = None
         if self.optimizer is not None and state.memory is not None:
             change, memory = self.optimizer.update(change, state.memory)
         offset = state.offset.add(as_increment(change))
+        cohort = Cohort.of(updates, manifest, handout.rank)
         if self.retention < 1.0:
             norms = {name: factors_of(module).norm() for name, module in change.low_rank.items()}
-            offset = offset.add(fading(state.offset, cohort, norms, retention=self.retention, residual=self.residual))
-        return DeltaState(offset=offset, memory=memory), report_step(state.offset, offset, cohort)
+            seen = handout.rank if self.residual else 0
+            offset = offset.add(
+                fading(state.offset, manifest, cohort, norms, retention=self.retention, seen_by_all=seen)
+            )
+        return DeltaState(offset=offset, memory=memory), report_offsets(state.offset, offset, manifest, cohort)
 
     def offset(self, state: DeltaState, manifest: Manifest) -> GlobalState:
         """The model."""

@@ -8,7 +8,7 @@ from aggregator.merge.strategies.interface import Property, Requirement
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort, Pair
+    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 
 __all__ = ["FedIt"]
 
@@ -29,7 +29,7 @@ class FedIt(SlotAverage):
     fails: ClassVar[frozenset[Property]] = frozenset({Property.EXACT, Property.GAUGE})
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.EQUAL_RANKS})
 
-    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+    def average(self, cohort: TrainedCohort, name: str, held: Pair) -> Pair:
         """The state's factors and the mean change."""
         B, A = (part.copy() for part in held)
         for update in cohort.updates:

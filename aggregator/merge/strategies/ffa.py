@@ -8,7 +8,7 @@ from aggregator.merge.strategies.interface import Property, Requirement
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort, Pair
+    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 
 __all__ = ["Ffa"]
 
@@ -26,7 +26,7 @@ class Ffa(SlotAverage):
     fails: ClassVar[frozenset[Property]] = frozenset()
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.FROZEN_A})
 
-    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+    def average(self, cohort: TrainedCohort, name: str, held: Pair) -> Pair:
         """``B̂`` and its mean change, and the frozen ``A``."""
         B = held[0].copy()
         for update in cohort.updates:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, final
 
 from aggregator.merge import Factors, GlobalState, Increment, MergeError, stack
-from aggregator.merge.strategies.cohort import Cohort, check_step
+from aggregator.merge.strategies.cohort import TrainedCohort, check_step
 from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.reports import report_step
 
@@ -54,14 +54,14 @@ class Flora:
     ) -> tuple[GlobalState, MergeReport]:
         """Adds the stack; see :meth:`Strategy.merge`."""
         check_step(step)
-        cohort = Cohort.of(manifest, handout, updates)
+        cohort = TrainedCohort.of(manifest, handout, updates)
         merged = state.add(
             Increment(
                 low_rank={module.name: _stacked(cohort, module.name).scaled(step) for module in manifest.low_rank},
                 dense={name: step * cohort.dense_change(name) for name in state.dense},
             )
         )
-        return merged, report_step(state, merged, cohort)
+        return merged, report_step(state, merged, cohort, step)
 
     def offset(self, state: GlobalState, manifest: Manifest) -> GlobalState:
         """The state itself."""
@@ -77,7 +77,7 @@ class Flora:
         return GlobalState.from_bytes(data, manifest)
 
 
-def _stacked(cohort: Cohort, name: str) -> Factors:
+def _stacked(cohort: TrainedCohort, name: str) -> Factors:
     parts = []
     for update in cohort.updates:
         if cohort.handed(update, name)[0].any():

@@ -10,7 +10,7 @@ from aggregator.merge.strategies.padding import padded_mean
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort, Pair
+    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 
 __all__ = ["HetLora"]
 
@@ -30,7 +30,7 @@ class HetLora(SlotAverage):
         {Property.NO_OP, Property.IDENTICAL, Property.EXACT, Property.GAUGE, Property.PRECISION, Property.SPLIT}
     )
 
-    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+    def average(self, cohort: TrainedCohort, name: str, held: Pair) -> Pair:
         """The padded mean by ``q_i``."""
         norms = [Factors(*cohort.trained(update, name)).norm() for update in cohort.updates]
         total = sum(norms)

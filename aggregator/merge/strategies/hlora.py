@@ -9,7 +9,7 @@ from aggregator.merge.strategies.interface import Property
 from aggregator.merge.strategies.product import ProductAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort
+    from aggregator.merge.strategies.cohort import TrainedCohort
 
 __all__ = ["Hlora"]
 
@@ -34,7 +34,7 @@ class Hlora(ProductAverage):
         {Property.NO_OP, Property.IDENTICAL, Property.EXACT, Property.PRECISION}
     )
 
-    def average(self, cohort: Cohort, name: str) -> Factors:
+    def average(self, cohort: TrainedCohort, name: str) -> Factors:
         """``[p_i·B̂_i …][A_i; …]``."""
         parts = []
         for update in cohort.updates:

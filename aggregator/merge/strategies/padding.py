@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort, Pair
+    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 
 __all__ = ["padded_mean"]
 
 
-def padded_mean(cohort: Cohort, name: str, held: Pair, weights: Sequence[float]) -> Pair:
+def padded_mean(cohort: TrainedCohort, name: str, held: Pair, weights: Sequence[float]) -> Pair:
     """``Σ w_i·pad(B̂_i)`` and ``Σ w_i·pad(A_i)``.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, final
 
 from aggregator.merge import Factors, GlobalState, Increment, make_handout
-from aggregator.merge.strategies.cohort import Cohort, check_step
+from aggregator.merge.strategies.cohort import TrainedCohort, check_step
 from aggregator.merge.strategies.reports import report_step
 from aggregator.merge.vectors import combine
 
@@ -27,7 +27,7 @@ class ProductAverage(ABC):
     requires: ClassVar[frozenset[Requirement]] = frozenset()
 
     @abstractmethod
-    def average(self, cohort: Cohort, name: str) -> Factors:
+    def average(self, cohort: TrainedCohort, name: str) -> Factors:
         """``Ŵ`` of one module, as stacked factors."""
 
     @final
@@ -53,7 +53,7 @@ class ProductAverage(ABC):
     ) -> tuple[GlobalState, MergeReport]:
         """Takes the average in the place of the state; see :meth:`Strategy.merge`."""
         check_step(step)
-        cohort = Cohort.of(manifest, handout, updates, self.requires)
+        cohort = TrainedCohort.of(manifest, handout, updates, self.requires)
         average = GlobalState.zeros(manifest).add(
             Increment(
                 low_rank={module.name: self.average(cohort, module.name) for module in manifest.low_rank},
@@ -61,7 +61,7 @@ class ProductAverage(ABC):
             )
         )
         merged = average if step == 1.0 else combine([(1.0 - step, state), (step, average)])
-        return merged, report_step(state, merged, cohort)
+        return merged, report_step(state, merged, cohort, step)
 
     @final
     def offset(self, state: GlobalState, manifest: Manifest) -> GlobalState:

@@ -10,7 +10,7 @@ from aggregator.merge.strategies.interface import Property
 from aggregator.merge.strategies.product import ProductAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort
+    from aggregator.merge.strategies.cohort import TrainedCohort
 
 __all__ = ["Raflora"]
 
@@ -34,7 +34,7 @@ class Raflora(ProductAverage):
         {Property.NO_OP, Property.IDENTICAL, Property.EXACT, Property.GAUGE, Property.PRECISION}
     )
 
-    def average(self, cohort: Cohort, name: str) -> Factors:
+    def average(self, cohort: TrainedCohort, name: str) -> Factors:
         """The partitions' means, stacked."""
         parts = []
         for start, end in pairwise([0, *cohort.ranks]):

@@ -17,41 +17,50 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aggregator.merge import Factors, Increment
+from aggregator.merge.bias import held_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aggregator.merge import GlobalState, LowRank
-    from aggregator.merge.strategies.cohort import Cohort
+    from aggregator.merge import Cohort, GlobalState
+    from protocol.manifest import LowRankModule, Manifest
 
 __all__ = ["fading"]
 
 
 def fading(
-    state: GlobalState, cohort: Cohort, update_norms: Mapping[str, float], *, retention: float, residual: bool
+    state: GlobalState,
+    manifest: Manifest,
+    cohort: Cohort,
+    update_norms: Mapping[str, float],
+    *,
+    retention: float,
+    seen_by_all: int,
 ) -> Increment:
     """``−(1 − ρ)·min(1, ‖D‖/‖R‖)·R`` of every low-rank module.
 
     Args:
         state: ``M``, handed out with its largest directions first.
-        cohort: Who trained on how many slots.
+        manifest: The run's universe.
+        cohort: Who trained at which rank.
         update_norms: ``‖D‖`` by module.
         retention: ``ρ``, in [0, 1].
-        residual: Whether the clients saw all slots of the hand-out.
+        seen_by_all: Directions that every client saw, whatever its rank: all slots, if it holds a residual.
     """
     low_rank = {}
-    for name, module in state.low_rank.items():
-        tail = _unseen(module.svd, cohort, name, residual=residual)
+    for module in manifest.low_rank:
+        tail = _unseen(state, module, cohort, seen_by_all)
         norm = tail.norm()
         if norm > 0:
-            low_rank[name] = tail.scaled(-(1.0 - retention) * min(1.0, update_norms[name] / norm))
+            low_rank[module.name] = tail.scaled(-(1.0 - retention) * min(1.0, update_norms[module.name] / norm))
     return Increment(low_rank=low_rank, dense={})
 
 
-def _unseen(svd: LowRank, cohort: Cohort, name: str, *, residual: bool) -> Factors:
+def _unseen(state: GlobalState, module: LowRankModule, cohort: Cohort, seen_by_all: int) -> Factors:
     """``R``; a client that was not given the module to train does not count."""
-    weight = np.zeros(svd.rank)
-    for update in cohort.updates:
-        if update.active is None or name in update.active:
-            weight[cohort.handout.rank if residual else update.rank :] += cohort.share(update)
+    svd, shares = state.low_rank[module.name].svd, cohort.retention(module)
+    present = held_share(1, shares)
+    weight = np.array([present - held_share(slot, shares) for slot in range(1, svd.rank + 1)])
+    if seen_by_all:
+        weight = np.where(np.arange(svd.rank) < seen_by_all, 0.0, present)
     return Factors(svd.U * (svd.S * weight), svd.Vt).pruned()

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from aggregator.merge import Factors, GlobalState, Increment, MergeError, make_handout
-from aggregator.merge.strategies.cohort import Cohort, Pair, check_step
+from aggregator.merge.strategies.cohort import Pair, TrainedCohort, check_step
 from aggregator.merge.strategies.reports import report_step
 from protocol.payload import AdapterTensors, Layout
 
@@ -49,7 +49,7 @@ class SlotAverage(ABC):
     requires: ClassVar[frozenset[Requirement]] = frozenset()
 
     @abstractmethod
-    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+    def average(self, cohort: TrainedCohort, name: str, held: Pair) -> Pair:
         """The mean of one module.
 
         Args:
@@ -97,7 +97,7 @@ class SlotAverage(ABC):
     ) -> tuple[SlotState, MergeReport]:
         """Moves the factors to their mean; see :meth:`Strategy.merge`."""
         check_step(step)
-        cohort = Cohort.of(manifest, handout, updates, self.requires)
+        cohort = TrainedCohort.of(manifest, handout, updates, self.requires)
         if max(cohort.ranks) > manifest.rank_max:
             raise MergeError(f"a client trained at rank {max(cohort.ranks)}, the manifest allows {manifest.rank_max}")
         slots = state.slots.copy()
@@ -107,7 +107,7 @@ class SlotAverage(ABC):
                 value += step * (mean - before)
         dense = {name: value + step * cohort.dense_change(name) for name, value in state.dense.items()}
         merged = SlotState(slots=slots, dense=dense)
-        return merged, report_step(self.offset(state, manifest), self.offset(merged, manifest), cohort)
+        return merged, report_step(self.offset(state, manifest), self.offset(merged, manifest), cohort, step)
 
     @final
     def offset(self, state: SlotState, manifest: Manifest) -> GlobalState:

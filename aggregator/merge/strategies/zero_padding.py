@@ -9,7 +9,7 @@ from aggregator.merge.strategies.padding import padded_mean
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Cohort, Pair
+    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 
 __all__ = ["ZeroPadding"]
 
@@ -31,6 +31,6 @@ class ZeroPadding(SlotAverage):
         {Property.NO_OP, Property.IDENTICAL, Property.EXACT, Property.GAUGE, Property.PRECISION}
     )
 
-    def average(self, cohort: Cohort, name: str, held: Pair) -> Pair:
+    def average(self, cohort: TrainedCohort, name: str, held: Pair) -> Pair:
         """The padded mean by ``p_i``."""
         return padded_mean(cohort, name, held, [cohort.share(update) for update in cohort.updates])

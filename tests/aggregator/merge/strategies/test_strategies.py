@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aggregator.merge import ClientUpdate, MergeError
+from aggregator.merge import ClientUpdate, EncodedAdapter, MergeError
 from aggregator.merge.strategies import STRATEGIES, Delta, FedIt, Ffa, Flora, Order, make_strategy
 from aggregator.optimizers import Momentum, Sgd
+from protocol.codecs import Codec
 from protocol.payload import AdapterTensors
 from tests.aggregator.merge.strategies.bench import RANK_MAX, SHAPES, SLOTS, Bench, distance, manifest_of
 
@@ -182,6 +183,38 @@ def test_a_report_tells_of_every_trainable(strategy) -> None:  # type: ignore[no
     moved = bench.model(merged) - bench.model(state)
     told = [module.update_norm for module in report.modules] + [tensor.update_norm for tensor in report.dense]
     assert np.linalg.norm(told) == pytest.approx(np.linalg.norm(moved), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hlora", "zero-padding", "flora"])
+def test_a_report_tells_how_far_a_rule_is_from_the_exact_one(name: str) -> None:
+    bench = Bench(CASES[name], MANIFEST)
+    state = bench.start(0)
+    handout, updates = bench.sent(state), bench.cohort(0, [(1, 10, None), (3, 30, None)])
+    merged, report = bench.strategy.merge(state, MANIFEST, handout, updates, step=0.5)
+    ideal = bench.model(state) + 0.5 * sum(u.num_examples / 40 * bench.change(handout, u) for u in updates)
+    start = 0
+    for module, (m, n) in zip(report.modules, SHAPES.values(), strict=True):
+        got, exact = bench.model(merged)[start : start + m * n], ideal[start : start + m * n]
+        assert module.merge_bias.error == pytest.approx(distance(got, exact), abs=1e-7)
+        assert (module.merge_bias.error < 1e-6) == (name == "flora")
+        assert module.retention == {1: 1.0, 3: 0.75}
+        start += m * n
+
+
+@ALL
+def test_updates_still_in_their_files_merge_to_the_same_bytes(strategy) -> None:  # type: ignore[no-untyped-def]
+    bench = Bench(strategy, MANIFEST)
+    state = bench.start(0)
+    handout, updates = bench.sent(state), bench.cohort(0, DRAWN)
+    encoded = []
+    for update in updates:
+        data = bench.layout.encode(update.tensors, Codec.FP32)
+        lazy = EncodedAdapter(
+            layout=bench.layout, read=lambda data=data: memoryview(data), rank=update.rank, codec=Codec.FP32
+        )
+        encoded.append(replace(update, tensors=lazy))
+    merged = [bench.merged(state, handout, cohort) for cohort in (updates, encoded)]
+    assert strategy.to_bytes(merged[0]) == strategy.to_bytes(merged[1])
 
 
 def test_averaging_factors_of_unequal_ranks_is_refused_with_the_reason() -> None:
