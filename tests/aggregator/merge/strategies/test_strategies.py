@@ -196,7 +196,8 @@ def test_a_report_tells_how_far_a_rule_is_from_the_exact_one(name: str) -> None:
     for module, (m, n) in zip(report.modules, SHAPES.values(), strict=True):
         got, exact = bench.model(merged)[start : start + m * n], ideal[start : start + m * n]
         assert module.merge_bias.error == pytest.approx(distance(got, exact), abs=1e-7)
-        assert (module.merge_bias.error < 1e-6) == (name == "flora")
+        if module.name != "row":  # of one direction, which every rank holds
+            assert (module.merge_bias.error < 1e-6) == (name == "flora")
         assert module.retention == {1: 1.0, 3: 0.75}
         start += m * n
 
