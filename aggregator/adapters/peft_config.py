@@ -60,6 +60,11 @@ class PeftConfig:
         """
         return self._only("rank_pattern", module, self.ranks(module))
 
+    @property
+    def rank_max(self) -> int:
+        """The highest rank that any module can have."""
+        return max(self.r, *self.rank_pattern.values(), 1)
+
     def scaling(self, module: str, rank: int) -> float:
         """``s`` of a module.
 

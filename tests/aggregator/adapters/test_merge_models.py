@@ -4,6 +4,7 @@ The oracle is PEFT's own: the weighted sum of what each adapter's layers say the
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
 ]
 
+README = Path(__file__).parents[3] / "aggregator/README.md"
 TOKENS = torch.arange(12).reshape(2, 6)
 WEIGHTS = [3.0, 1.0, 4.0]
 
@@ -201,9 +203,13 @@ def save(folder: Path, seed: int, **settings: Any) -> Path:
 
 def test_copies_of_a_base_that_differ_are_refused(tmp_path: Path) -> None:
     folders = [save(tmp_path / name, seed, target_modules=["embed_tokens"]) for seed, name in enumerate("ab")]
-    merge_folders(folders, None, None, tmp_path / "out")
+    without = save(tmp_path / "without", 2, target_modules=["q_proj"])
+    merge_folders([without, *folders], None, None, tmp_path / "out")
+    copy = "base_model.model.model.embed_tokens.base_layer.weight"
+    first, merged = (load_file(folder / "adapter_model.safetensors")[copy] for folder in (folders[0], tmp_path / "out"))
+    np.testing.assert_array_equal(merged, first)
     tensors = load_file(folders[1] / "adapter_model.safetensors")
-    tensors["base_model.model.model.embed_tokens.base_layer.weight"][0, 0] += 1
+    tensors[copy][0, 0] += 1
     save_file(tensors, folders[1] / "adapter_model.safetensors")
     with pytest.raises(MergeError, match=r"b: its copy of the base's 'model.embed_tokens.weight' is not that"):
         merge_folders(folders, None, None, tmp_path / "out", overwrite=True)
@@ -219,6 +225,18 @@ def test_an_embedding_that_was_resized_travels_with_the_adapter(tmp_path: Path) 
         np.testing.assert_array_equal(
             after[f"base_model.model.{name}.weight"], before[f"base_model.model.{name}.weight"]
         )
+
+
+def test_the_lines_in_the_readme_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    folders = [save(tmp_path / n, i, r=2 + i, target_modules=["q_proj"]) for i, n in enumerate("ABC")]
+    section = README.read_text().split("## The merge alone")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
+    assert "rank 8 leaves out 0.0%" in capsys.readouterr().out
+    expected = [deltas(PeftModel.from_pretrained(built(llama), folder)) for folder in folders]
+    for name, got in deltas(PeftModel.from_pretrained(built(llama), tmp_path / "merged")).items():
+        total = sum(weight / 5 * one[name] for weight, one in zip((3, 1, 1), expected, strict=True))
+        assert np.linalg.norm(got - truncated(total, 8)) < 5e-7 * np.linalg.norm(total)
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

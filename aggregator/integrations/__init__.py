@@ -1,0 +1,1 @@
+"""The merge inside other people's frameworks: one file per framework, each behind an extra of its name."""
