@@ -55,12 +55,14 @@ class LocalGrid(Grid):
     def __init__(self, apps: dict[int, ClientApp]) -> None:
         self._apps = apps
         self.said: list[tuple[Message, Message]] = []
+        self.answers: Callable[[list[Message]], list[Message]] = list
+        """In which order replies arrive."""
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._apps)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return [self._answer(travelled(message)) for message in messages]
+        return self.answers([self._answer(travelled(message)) for message in messages])
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
@@ -229,6 +231,26 @@ def test_arrays_from_elsewhere_start_the_state_anew() -> None:
         expected = replayed(grid, product(initial(3, seed), SERVER), configs, rounds=1)
         for name, matrix in product(result.arrays, SERVER).items():
             np.testing.assert_allclose(matrix, best(expected[name], 3), atol=1e-6 * np.linalg.norm(expected[name]))
+
+
+def test_who_answers_first_does_not_change_a_bit() -> None:
+    results = []
+    for nodes in (list(CONFIGS), list(CONFIGS)[::-1]):
+        grid = LocalGrid({node: numpy_app(CONFIGS[node], node, noise(node)) for node in nodes})
+        grid.answers = lambda replies: sorted(replies, key=lambda r: nodes.index(r.metadata.src_node_id))  # noqa: B023
+        results.append(MixedRankLora(SERVER).start(grid, initial(3), num_rounds=2).arrays)
+    assert results[0] == results[1]
+
+
+def test_a_node_that_came_back_with_another_rank_is_asked_again() -> None:
+    apps = {node: numpy_app(config, 1, noise(node)) for node, config in CONFIGS.items()}
+    grid, strategy = LocalGrid(apps), MixedRankLora(SERVER, fraction_evaluate=0.0)
+    strategy.start(grid, initial(3), num_rounds=1)
+    # It slices what it is handed to its new rank, as PEFT would not let it load more.
+    apps[33] = numpy_app(config_of(2, 4), 1, lambda a: {k: v[:2] if "lora_A" in k else v[:, :2] for k, v in a.items()})
+    strategy.start(grid, initial(3), num_rounds=2)
+    handed = [m.content["arrays"] for m, _ in grid.of("train") if m.metadata.dst_node_id == 33]
+    assert [arrays[f"{PREFIX}layer.q.lora_A.weight"].shape[0] for arrays in handed] == [5, 5, 2]
 
 
 def fail(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
