@@ -21,6 +21,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "quickstart": "benchmarks.quickstart",
         "faults": "benchmarks.faults",
         "collapse": "benchmarks.collapse",
+        "merge": "benchmarks.merge",
     }
 )
 """Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,

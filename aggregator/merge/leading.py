@@ -41,6 +41,8 @@ class Leading:
     """Frobenius norm of the whole matrix."""
     spectrum: NDArray[np.float64] | None
     """All singular values, if they are known."""
+    cycles: int = 0
+    """Bases that an iteration built; 0 if none was needed."""
 
     def effective_rank(self, size: int) -> float:
         """``exp(H(σ²/Σσ²))``; unknown values count as equal, which makes it an upper bound.
@@ -81,7 +83,8 @@ def leading_of_matrix(matrix: NDArray[np.float64], slots: int, start: LowRank | 
     if not is_iterated((rows, columns), slots):
         return leading_of_whole(decompose(matrix).value, slots)
     known = np.zeros((columns, 0)) if start is None else start.Vt.T
-    return Leading(top=leading_triplets(matrix, slots, known), norm=float(np.linalg.norm(matrix)), spectrum=None)
+    top, cycles = leading_triplets(matrix, slots, known)
+    return Leading(top=top, norm=float(np.linalg.norm(matrix)), spectrum=None, cycles=cycles)
 
 
 def leading_of_factors(
@@ -101,10 +104,10 @@ def leading_of_factors(
     gram_left, gram_right = factors.left.T @ factors.left, factors.right @ factors.right.T
     added = _norm(gram_left[since:, since:], gram_right[since:, since:])
     try:
-        top = _top(factors, gram_left, gram_right, slots, start)
+        top, cycles = _top(factors, gram_left, gram_right, slots, start)
     except np.linalg.LinAlgError:
         return leading_of_whole(compress(factors).value, slots), added
-    return Leading(top=top, norm=_norm(gram_left, gram_right), spectrum=None), added
+    return Leading(top=top, norm=_norm(gram_left, gram_right), spectrum=None, cycles=cycles), added
 
 
 def _top(
@@ -113,13 +116,14 @@ def _top(
     gram_right: NDArray[np.float64],
     slots: int,
     start: LowRank | None,
-) -> LowRank:
+) -> tuple[LowRank, int]:
     left, right = factors.left, factors.right
     R_left, R_right = _cholesky(gram_left), _cholesky(gram_right)
-    V = right.T @ np.linalg.solve(R_right, _core_vectors(R_left @ R_right.T, slots, _in_core(R_right, right, start)))
+    vectors, cycles = _core_vectors(R_left @ R_right.T, slots, _in_core(R_right, right, start))
+    V = right.T @ np.linalg.solve(R_right, vectors)
     Q = orthonormal(left @ (right @ V))
     terms = math.sqrt(float(np.max(np.diag(gram_left) * np.diag(gram_right))))
-    return ritz_triplets(Q, (Q.T @ left) @ right, factors.width * _EPSILON * terms)
+    return ritz_triplets(Q, (Q.T @ left) @ right, factors.width * _EPSILON * terms), cycles
 
 
 def _norm(gram_left: NDArray[np.float64], gram_right: NDArray[np.float64]) -> float:
@@ -138,11 +142,12 @@ def _cholesky(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.cholesky(even).T * lengths, np.float64)
 
 
-def _core_vectors(core: NDArray[np.float64], slots: int, start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leading right singular vectors of the core."""
+def _core_vectors(core: NDArray[np.float64], slots: int, start: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Leading right singular vectors of the core, and the bases that an iteration built for them."""
     if is_iterated((len(core), len(core)), slots):
-        return leading_triplets(core, slots, start).Vt.T
-    return np.asarray(np.linalg.svd(core).Vh[:slots].T, np.float64)
+        top, cycles = leading_triplets(core, slots, start)
+        return top.Vt.T, cycles
+    return np.asarray(np.linalg.svd(core).Vh[:slots].T, np.float64), 0
 
 
 def _in_core(R_right: NDArray[np.float64], right: NDArray[np.float64], start: LowRank | None) -> NDArray[np.float64]:

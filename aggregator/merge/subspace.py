@@ -35,7 +35,7 @@ CYCLES_MAX = 60
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
-def leading_triplets(matrix: NDArray[np.float64], slots: int, start: NDArray[np.float64]) -> LowRank:
+def leading_triplets(matrix: NDArray[np.float64], slots: int, start: NDArray[np.float64]) -> tuple[LowRank, int]:
     """The best approximation of a rank, its error at most about ``TOLERANCE`` above the least possible.
 
     Deterministic: a pure function of the arguments, bit for bit on one machine with one BLAS thread.
@@ -46,18 +46,21 @@ def leading_triplets(matrix: NDArray[np.float64], slots: int, start: NDArray[np.
         start: ``[n, j]``, columns near the leading right singular vectors; ``j`` may be 0.
 
     Returns:
-        At most ``k`` triplets; singular values that are rounding noise are left out.
+        At most ``k`` triplets, singular values that are rounding noise being left out, and how many bases of ``DEPTH``
+        blocks it took.
     """
     V = orthonormal(_padded(start, matrix.shape[1], slots + OVERSAMPLING))
     images = matrix @ V
     energy, captured = float(np.vdot(matrix, matrix)), 0.0
-    for _ in range(CYCLES_MAX):
+    cycles = 0
+    while cycles < CYCLES_MAX:
+        cycles += 1
         V, images, S = _cycle(matrix, V, images)
         before, captured = captured, float(np.sum(S[:slots] ** 2))
         if captured - before <= max(TOLERANCE * (energy - captured), 4 * _EPSILON * energy):
             break
     Q = orthonormal(images[:, :slots])
-    return ritz_triplets(Q, Q.T @ matrix, min(matrix.shape) * _EPSILON * math.sqrt(energy))
+    return ritz_triplets(Q, Q.T @ matrix, min(matrix.shape) * _EPSILON * math.sqrt(energy)), cycles
 
 
 def ritz_triplets(Q: NDArray[np.float64], projected: NDArray[np.float64], noise: float) -> LowRank:

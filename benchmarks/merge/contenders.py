@@ -1,0 +1,106 @@
+"""Who merges: ours and the published ones, each as a function from a stored case to an approximation of a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from aggregator.merge import MergedModule, Scratch, merge_module
+from benchmarks.competitors.dense import merge_densely
+from benchmarks.competitors.nvflare import merge_by_qr
+from benchmarks.competitors.terms import Term
+from benchmarks.merge.cohorts import StoredCase
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Contender", "Prepared", "merge_ours", "prepare", "terms_of"]
+
+_PEFT_BYTES_MAX = 4e9
+"""PEFT holds a matrix for each adapter; more than this and it does not run."""
+
+
+class Contender(StrEnum):
+    """Names, as the table has them."""
+
+    OURS = "tributary"
+    NVFLARE = "nvflare qr"
+    DENSE = "dense svd"
+    PEFT = "peft svd"
+
+
+Approximation = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A contender that only has to be called."""
+
+    name: Contender
+    """Who."""
+    run: Callable[[], Any]
+    """What is timed."""
+    factors: Callable[[Any], Approximation]
+    """``B`` and ``A`` out of what ``run`` returns; not timed."""
+
+
+def prepare(stored: StoredCase, slots: int, scratch: Path) -> tuple[list[Prepared], dict[Contender, str]]:
+    """Everyone who can take part, and why the others cannot.
+
+    The others find their adapters in memory, in float32; ours reads files.
+
+    Args:
+        stored: The merge.
+        slots: Rank of the approximation.
+        scratch: Folder for what is large.
+    """
+    terms = terms_of(stored)
+    rows, columns = stored.case.shape
+    taking_part = [
+        Prepared(name=Contender.OURS, run=lambda: merge_ours(stored, scratch), factors=_ours_factors),
+        Prepared(name=Contender.NVFLARE, run=lambda: merge_by_qr(terms, slots), factors=_torch_factors),
+        Prepared(name=Contender.DENSE, run=lambda: merge_densely(terms, slots), factors=_torch_factors),
+    ]
+    needed = 4 * rows * columns * (len(terms) + 2)
+    if needed > _PEFT_BYTES_MAX:
+        return taking_part, {Contender.PEFT: f"it would hold {needed / 1e9:.0f} GB of matrices"}
+    from benchmarks.competitors.peft_svd import PeftMerge  # it brings transformers along, which takes a while
+
+    peft = PeftMerge(terms)
+    taking_part.append(Prepared(name=Contender.PEFT, run=lambda: peft.merge(slots), factors=_torch_factors))
+    return taking_part, {}
+
+
+def merge_ours(stored: StoredCase, scratch: Path) -> MergedModule:
+    """The exact merge, from the files to the next state and its leading triplets."""
+    cohort = stored.cohort()
+    return merge_module(
+        stored.base,
+        stored.handed,
+        cohort.shares(stored.module),
+        width=cohort.width(stored.module),
+        scratch=Scratch(scratch),
+    )
+
+
+def terms_of(stored: StoredCase) -> list[Term]:
+    """The merge as the others need it."""
+    return [
+        Term(weight, torch.from_numpy(np.ascontiguousarray(B)), torch.from_numpy(np.ascontiguousarray(A)))
+        for weight, B, A in stored.products()
+    ]
+
+
+def _ours_factors(merged: MergedModule) -> Approximation:
+    factors = merged.leading.top.factors()
+    return factors.left, factors.right
+
+
+def _torch_factors(pair: tuple[torch.Tensor, torch.Tensor]) -> Approximation:
+    return pair[0].double().numpy(), pair[1].double().numpy()

@@ -1,0 +1,88 @@
+"""How much anonymous memory a merge takes: watched in a process of its own, which holds nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from threadpoolctl import threadpool_limits
+
+from benchmarks.command_line import BenchmarkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.merge.cohorts import StoredCase
+
+__all__ = ["everything_kept", "peak_bytes", "streamed"]
+
+_EVERY_S = 0.002
+
+
+def peak_bytes(merge: Callable[[StoredCase, Path], object], stored: StoredCase, scratch: Path) -> int:
+    """The most anonymous memory that a merge adds to its process.
+
+    Args:
+        merge: :func:`streamed` or :func:`everything_kept`.
+        stored: What to merge.
+        scratch: Folder for what is large.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_watched, merge, stored, scratch).result()
+
+
+def streamed(stored: StoredCase, scratch: Path) -> object:
+    """Ours: devices are read from files, one after the other."""
+    from benchmarks.merge.contenders import merge_ours
+
+    return merge_ours(stored, scratch)
+
+
+def everything_kept(stored: StoredCase, scratch: Path) -> object:
+    """All devices in memory and one QR of them all, as NVFlare does it."""
+    from benchmarks.competitors.nvflare import merge_by_qr
+    from benchmarks.merge.contenders import terms_of
+
+    return merge_by_qr(terms_of(stored), stored.handout.rank)
+
+
+def _watched(merge: Callable[[StoredCase, Path], object], stored: StoredCase, scratch: Path) -> int:
+    import torch
+
+    import benchmarks.merge.contenders  # noqa: F401 - what importing takes is not the merge's
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1), _watching() as seen:
+        before = _anonymous_bytes()
+        merge(stored, scratch)
+        seen.append(_anonymous_bytes())
+    return max(seen) - before
+
+
+@contextmanager
+def _watching() -> Iterator[list[int]]:
+    seen, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_EVERY_S):
+            seen.append(_anonymous_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def _anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) << 10
+    raise BenchmarkError("this system does not tell a process's anonymous memory")

@@ -1,0 +1,84 @@
+"""The merge benchmark on matrices of a toy's size: everyone gets the same answer, and every path is walked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.command_line import UsageError, run_command
+from benchmarks.merge.cohorts import store_case
+from benchmarks.merge.contenders import Contender, prepare
+from benchmarks.merge.experiment import Cell, LayerTime, MemoryUse, run_case
+from benchmarks.merge.report import measurements
+from benchmarks.merge.settings import PRESETS, Case, Problem, read_settings
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.mark.parametrize("problem", Problem)
+def test_every_contender_finds_the_best_approximation_of_the_same_matrix(tmp_path: Path, problem: Problem) -> None:
+    case = Case(shape=(60, 50), clients=4, problem=problem)
+    taking_part, left_out = prepare(store_case(case, (2, 4, 8), 8, 0, tmp_path), 8, tmp_path)
+    assert [one.name for one in taking_part] == list(Contender)
+    assert not left_out
+    products = [left @ right for left, right in (one.factors(one.run()) for one in taking_part)]
+    for product in products[1:]:
+        assert np.linalg.norm(product - products[0]) < 1e-4 * np.linalg.norm(products[0])
+
+
+@pytest.mark.parametrize("case", TINY.cases, ids=str)
+def test_a_case_is_measured_with_its_errors(case: Case) -> None:
+    cells = run_case(case, TINY, 0, lambda text: None)
+    assert [cell.contender for cell in cells] == list(Contender)
+    ours = cells[0]
+    assert ours.state_error is not None
+    assert ours.state_error < 1e-12
+    assert ours.floor_s is not None
+    assert ours.floor_s > 0
+    best = min(cell.error for cell in cells)
+    assert ours.error < best + 1e-6
+
+
+def cell(contender: str, seconds: float, *, clients: int = 10, error: float = 0.5) -> Cell:
+    case = Case(shape=(4096, 4096), clients=clients, problem=Problem.ABSOLUTE)
+    ours = contender == Contender.OURS
+    floor, off = (seconds / 1.2, 1e-15) if ours else (None, None)
+    return Cell(case=case, contender=contender, seconds=(seconds,), error=error, floor_s=floor, state_error=off)
+
+
+def test_goals_are_about_the_worst_cells_that_anybody_feels() -> None:
+    cells = [
+        cell(Contender.OURS, 0.1),
+        cell(Contender.NVFLARE, 0.08, error=0.4),
+        cell(Contender.DENSE, 20.0),
+        cell(Contender.OURS, 0.5, clients=100),
+        cell(Contender.NVFLARE, 1.0, clients=100),
+        cell(Contender.OURS, 0.04, clients=1),
+        cell(Contender.NVFLARE, 0.01, clients=1),
+    ]
+    memory = [MemoryUse(clients=n, streamed_bytes=b, kept_bytes=10 * n) for n, b in ((10, 100), (1000, 120))]
+    layers = [LayerTime(clients=n, seconds=1.0, peak_bytes=n, update_bytes=1) for n in (100, 1000)]
+    got = measurements(cells, memory, layers)
+    assert got["speedup_absolute"] == pytest.approx(200)
+    assert got["worst_ratio"] == pytest.approx(1.25)
+    assert got["share_ahead"] == pytest.approx(0.5)
+    assert got["worst_floor_ratio"] == pytest.approx(1.2)
+    assert got["worst_excess"] == pytest.approx(0.1)
+    assert got["memory_growth"] == pytest.approx(1.2)
+    assert got["layer_anonymous_bytes"] == 1000
+
+
+def test_faults_of_the_flags_are_told_together() -> None:
+    with pytest.raises(UsageError, match=r"(?s)--preset.*--seed.*--plot"):
+        read_settings(preset="huge", seed="x", out=None, plot="no/such/folder/p.png")
+
+
+@pytest.mark.slow
+def test_the_command_walks_every_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, plot = tmp_path / "merge.json", tmp_path / "merge.png"
+    run_command(["merge", "--preset=tiny", f"--out={out}", f"--plot={plot}"])  # tiny matrices are nobody's goal
+    told = json.loads(out.read_text())
+    assert {row["kind"] for row in told["rows"]} == {"time", "memory", "layer"}
+    assert plot.stat().st_size > 10_000
+    assert "one decoder layer takes" in capsys.readouterr().out
