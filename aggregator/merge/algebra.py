@@ -152,12 +152,15 @@ def effective_rank(S: NDArray[np.float64]) -> float:
 
 
 def stack(parts: Iterable[Factors]) -> Factors:
-    """The sum of products as one product.
+    """The sum of products as one product; a single part of any width is it already.
 
     Args:
         parts: At least one; all of one shape.
     """
     parts = list(parts)
+    wide = [part for part in parts if part.width]
+    if len(wide) == 1:
+        return wide[0]
     return Factors(np.hstack([p.left for p in parts]), np.vstack([p.right for p in parts]))
 
 

@@ -120,8 +120,7 @@ def _top(
     left, right = factors.left, factors.right
     R_left, R_right = _cholesky(gram_left), _cholesky(gram_right)
     vectors, cycles = _core_vectors(R_left @ R_right.T, slots, _in_core(R_right, right, start))
-    V = right.T @ np.linalg.solve(R_right, vectors)
-    Q = orthonormal(left @ (right @ V))
+    Q = orthonormal(left @ (gram_right @ np.linalg.solve(R_right, vectors)))  # of L(NV), V being Nᵀ·R_N⁻¹·vectors
     terms = math.sqrt(float(np.max(np.diag(gram_left) * np.diag(gram_right))))
     return ritz_triplets(Q, (Q.T @ left) @ right, factors.width * _EPSILON * terms), cycles
 

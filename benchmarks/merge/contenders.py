@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from aggregator.merge import MergedModule, Scratch, merge_module
+from aggregator.merge import MergedModule
 from benchmarks.competitors.dense import merge_densely
 from benchmarks.competitors.nvflare import merge_by_qr
 from benchmarks.competitors.terms import Term
 from benchmarks.merge.cohorts import StoredCase
+from benchmarks.merge.ours import merge_ours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Contender", "Prepared", "merge_ours", "prepare", "terms_of"]
+__all__ = ["Contender", "Prepared", "prepare", "terms_of"]
 
 _PEFT_BYTES_MAX = 4e9
 """PEFT holds a matrix for each adapter; more than this and it does not run."""
@@ -75,18 +76,6 @@ def prepare(stored: StoredCase, slots: int, scratch: Path) -> tuple[list[Prepare
     peft = PeftMerge(terms)
     taking_part.append(Prepared(name=Contender.PEFT, run=lambda: peft.merge(slots), factors=_torch_factors))
     return taking_part, {}
-
-
-def merge_ours(stored: StoredCase, scratch: Path) -> MergedModule:
-    """The exact merge, from the files to the next state and its leading triplets."""
-    cohort = stored.cohort()
-    return merge_module(
-        stored.base,
-        stored.handed,
-        cohort.shares(stored.module),
-        width=cohort.width(stored.module),
-        scratch=Scratch(scratch),
-    )
 
 
 def terms_of(stored: StoredCase) -> list[Term]:

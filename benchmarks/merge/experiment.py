@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from aggregator.merge import MergedModule
 from benchmarks.merge.cohorts import StoredCase, store_case
-from benchmarks.merge.contenders import Contender, Prepared, merge_ours, prepare
+from benchmarks.merge.contenders import Contender, Prepared, prepare
 from benchmarks.merge.floor import floor_seconds
 from benchmarks.merge.memory import everything_kept, peak_bytes, streamed
+from benchmarks.merge.ours import merge_ours
 from benchmarks.merge.settings import LAYER_RANKS, RANKS, Case, Preset, Problem
 
 __all__ = ["Cell", "LayerTime", "MemoryUse", "one_thread", "run_case", "run_layer", "run_memory"]

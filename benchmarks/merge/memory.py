@@ -19,44 +19,45 @@ if TYPE_CHECKING:
 
     from benchmarks.merge.cohorts import StoredCase
 
+    Merge = Callable[[StoredCase, Path], object]
+
 __all__ = ["everything_kept", "peak_bytes", "streamed"]
 
 _EVERY_S = 0.002
 
 
-def peak_bytes(merge: Callable[[StoredCase, Path], object], stored: StoredCase, scratch: Path) -> int:
+def peak_bytes(load: Callable[[], Merge], stored: StoredCase, scratch: Path) -> int:
     """The most anonymous memory that a merge adds to its process.
 
     Args:
-        merge: :func:`streamed` or :func:`everything_kept`.
+        load: :func:`streamed` or :func:`everything_kept`; what it imports does not count.
         stored: What to merge.
         scratch: Folder for what is large.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_watched, merge, stored, scratch).result()
+        return process.submit(_watched, load, stored, scratch).result()
 
 
-def streamed(stored: StoredCase, scratch: Path) -> object:
+def streamed() -> Merge:
     """Ours: devices are read from files, one after the other."""
-    from benchmarks.merge.contenders import merge_ours
+    from benchmarks.merge.ours import merge_ours
 
-    return merge_ours(stored, scratch)
+    return merge_ours
 
 
-def everything_kept(stored: StoredCase, scratch: Path) -> object:
+def everything_kept() -> Merge:
     """All devices in memory and one QR of them all, as NVFlare does it."""
+    import torch
+
     from benchmarks.competitors.nvflare import merge_by_qr
     from benchmarks.merge.contenders import terms_of
 
-    return merge_by_qr(terms_of(stored), stored.handout.rank)
-
-
-def _watched(merge: Callable[[StoredCase, Path], object], stored: StoredCase, scratch: Path) -> int:
-    import torch
-
-    import benchmarks.merge.contenders  # noqa: F401 - what importing takes is not the merge's
-
     torch.set_num_threads(1)
+    return lambda stored, scratch: merge_by_qr(terms_of(stored), stored.handout.rank)
+
+
+def _watched(load: Callable[[], Merge], stored: StoredCase, scratch: Path) -> int:
+    merge = load()
     with threadpool_limits(1), _watching() as seen:
         before = _anonymous_bytes()
         merge(stored, scratch)
