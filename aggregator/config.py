@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from aggregator.errors import ConfigError
+from aggregator.merge.strategies import StrategyName
 from protocol import limits
 from protocol.assignment import LocalTraining, read_local_training
 from protocol.codecs import Codec
@@ -18,6 +19,16 @@ from protocol.typed import parse_json
 __all__ = ["RunConfig"]
 
 _MAX_BYTES = 1 << 16
+_KEEPS_LAST = (
+    "devices keep the last hand-out in the end, and the first slots of its hand-outs are not the best of a rank"
+)
+_NOT_SERVED = {
+    StrategyName.DELTA_ROTATE: _KEEPS_LAST,
+    StrategyName.DELTA_FRESH: _KEEPS_LAST,
+    StrategyName.FLORA: _KEEPS_LAST,
+    StrategyName.FFA: "an assignment cannot tell a device to freeze A",
+}
+"""Strategies for simulations alone, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,8 @@ class RunConfig:
     """Number format of updates."""
     server_learning_rate: float = 1.0
     """Step on the merged update; 1 takes it as it is."""
+    strategy: StrategyName = StrategyName.DELTA
+    """What updates are merged by. All but ``delta`` are for comparison: most shrink the model in every round."""
     learning_rate_decay: float = 0.0
     """``d`` in this round's learning-rate scale ``1 / (1 + d·(round - 1))``: what keeps long runs from drifting."""
     local: LocalTraining = field(default_factory=LocalTraining)
@@ -121,6 +134,7 @@ class RunConfig:
                 not 0 < self.server_learning_rate <= 100,
                 f"server_learning_rate is {self.server_learning_rate}, expected 0..100",
             ),
+            (self.strategy in _NOT_SERVED, f"strategy {self.strategy}: {_NOT_SERVED.get(self.strategy)}"),
             (
                 not 0 <= self.learning_rate_decay < math.inf,
                 f"learning_rate_decay is {self.learning_rate_decay}, expected >= 0",
@@ -160,6 +174,7 @@ class RunConfig:
                 handout_codec=f.member("handout_codec", Codec),
                 update_codec=f.member("update_codec", Codec),
                 server_learning_rate=f.number("server_learning_rate"),
+                strategy=f.member("strategy", StrategyName),
                 learning_rate_decay=f.number("learning_rate_decay"),
                 local=read_local_training(f.table("local")),
                 num_examples_max=f.integer("num_examples_max"),

@@ -348,6 +348,7 @@ class Federation:
             round=self.round.number,
             server_learning_rate=self.config.server_learning_rate,
             seed=self.config.seed,
+            strategy=self.config.strategy,
         )
         self._merging.begin(job)
 

@@ -61,6 +61,7 @@ def _add_first_version(home: Home, config: RunConfig, manifest: Manifest, start:
         codec=config.handout_codec,
         slots=config.slots(manifest),
         seed=config.seed,
+        strategy=config.strategy,
     )
     stored = store_first_version(job)
     row = VersionRow(

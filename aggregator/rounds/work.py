@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from aggregator.merge import ClientUpdate, GlobalState, MergeError, make_handout, merge_round
+from aggregator.merge import ClientUpdate, GlobalState, MergeError
+from aggregator.merge.strategies import StrategyName, make_strategy
 from aggregator.store.objects import DigestMismatch, ObjectStore
 from protocol.assignment import Assignment
 from protocol.codecs import Codec
@@ -100,6 +102,8 @@ class FirstVersionJob:
     """Slots to store."""
     seed: int
     """The run's seed."""
+    strategy: StrategyName = StrategyName.DELTA
+    """Whose state it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,8 @@ class MergeJob:
     """Step on the merged update."""
     seed: int
     """The run's seed."""
+    strategy: StrategyName = StrategyName.DELTA
+    """What the cohort is merged by."""
 
 
 def version_seed(run_seed: int, version: int) -> int:
@@ -146,8 +152,9 @@ def verify_upload(job: VerifyJob) -> None:
 def store_first_version(job: FirstVersionJob) -> StoredVersion:
     """Writes version 0: zero, or what a warm start brought."""
     manifest = Manifest.from_json(job.manifest)
-    state = GlobalState.zeros(manifest) if job.state is None else GlobalState.from_bytes(job.state, manifest)
-    return _store(ObjectStore(job.objects), manifest, state, 0, job.codec, job.slots, job.seed)
+    offset = GlobalState.zeros(manifest) if job.state is None else GlobalState.from_bytes(job.state, manifest)
+    state = make_strategy(job.strategy).start(manifest, offset, version_seed(job.seed, 0))
+    return _store(job, manifest, state, 0, job.codec, job.slots)
 
 
 def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
@@ -161,18 +168,13 @@ def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
     """
     store = ObjectStore(job.objects)
     manifest = Manifest.from_json(job.manifest)
-    base = job.base
-    state = GlobalState.from_bytes(bytes(store.view(base.state)), manifest)
+    base, strategy = job.base, make_strategy(job.strategy)
+    state = strategy.from_bytes(bytes(store.view(base.state)), manifest)
     handout = Layout.of(manifest).decode_body(store.view(base.body), base.slots, base.codec)
-    merged, report = merge_round(
-        state,
-        manifest,
-        handout,
-        _updates(store, manifest, job.updates),
-        server_learning_rate=job.server_learning_rate,
-    )
+    updates = _updates(store, manifest, job.updates)
+    merged, report = strategy.merge(state, manifest, handout, updates, step=job.server_learning_rate)
     try:
-        following = _store(store, manifest, merged, base.version + 1, base.codec, base.slots, job.seed)
+        following = _store(job, manifest, merged, base.version + 1, base.codec, base.slots)
     except (MergeError, LocalProtocolError) as error:
         told = {"round": job.round, "clients": len(job.updates), "kind": "discarded", "reason": str(error)}
         return replace(base, version=base.version + 1), (json.dumps(told),)
@@ -180,12 +182,13 @@ def merge_cohort(job: MergeJob) -> tuple[StoredVersion, tuple[str, ...]]:
 
 
 def _store(
-    store: ObjectStore, manifest: Manifest, state: GlobalState, version: int, codec: Codec, slots: int, seed: int
+    job: FirstVersionJob | MergeJob, manifest: Manifest, state: Any, version: int, codec: Codec, slots: int
 ) -> StoredVersion:
-    handout = make_handout(state, manifest, slots, version_seed(seed, version))
-    body = Layout.of(manifest).encode_body(handout, codec)
+    store, strategy = ObjectStore(job.objects), make_strategy(job.strategy)
+    handout = strategy.handout(state, manifest, slots, version_seed(job.seed, version))
+    body = store.put(Layout.of(manifest).encode_body(handout, codec))
     return StoredVersion(
-        version=version, state=store.put(state.to_bytes()), body=store.put(body), codec=codec, slots=slots
+        version=version, state=store.put(strategy.to_bytes(state)), body=body, codec=codec, slots=slots
     )
 
 

@@ -161,6 +161,7 @@ def _first_version(objects: ObjectStore, config: RunConfig, manifest: Manifest) 
             codec=config.handout_codec,
             slots=config.slots(manifest),
             seed=config.seed,
+            strategy=config.strategy,
         )
     )
     return VersionRow(

@@ -321,6 +321,7 @@ class World:
                 codec=self.config.handout_codec,
                 slots=self.config.slots(self.manifest),
                 seed=self.config.seed,
+                strategy=self.config.strategy,
             )
         )
         self.journal.add_version(

@@ -9,7 +9,7 @@ from aggregator.merge.strategies.hlora import Hlora
 from aggregator.merge.strategies.interface import Property, Requirement, Strategy
 from aggregator.merge.strategies.orders import Order
 from aggregator.merge.strategies.raflora import Raflora
-from aggregator.merge.strategies.registry import STRATEGIES, make_strategy
+from aggregator.merge.strategies.registry import STRATEGIES, StrategyName, make_strategy
 from aggregator.merge.strategies.slots import SlotState
 from aggregator.merge.strategies.zero_padding import ZeroPadding
 
@@ -28,6 +28,7 @@ __all__ = [
     "Requirement",
     "SlotState",
     "Strategy",
+    "StrategyName",
     "ZeroPadding",
     "make_strategy",
 ]
