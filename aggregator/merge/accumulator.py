@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CappedSum", "LosslessSum", "add_product", "buffer_rows"]
 
-BUFFER_BYTES = 64 << 20
+BUFFER_BYTES = 32 << 20
 """Buffers of a sum that will be multiplied out anyway: wide enough for a fast product, no wider."""
 _PANEL_BYTES = 16 << 20
 
@@ -36,7 +36,7 @@ def buffer_rows(shape: tuple[int, int], width: int) -> int:
 
     Example:
         >>> buffer_rows((4096, 4096), 400), buffer_rows((4096, 4096), 16_000)
-        (400, 1024)
+        (400, 512)
     """
     rows, columns = shape
     block = max(1, BUFFER_BYTES // (8 * (rows + columns)))

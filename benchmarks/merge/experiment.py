@@ -66,6 +66,8 @@ class MemoryUse:
 class LayerTime:
     """The merge of one decoder layer's linear modules, one after the other."""
 
+    modules: tuple[tuple[int, int], ...]
+    """Shapes."""
     clients: int
     """Cohort."""
     seconds: float
@@ -119,7 +121,7 @@ def run_layer(modules: Sequence[tuple[int, int]], clients: int, slots: int, seed
             merge_ours(stored, Path(folder))
             seconds += time.perf_counter() - start
             peaks.append(peak_bytes(streamed, stored, Path(folder)))
-    return LayerTime(clients=clients, seconds=seconds, peak_bytes=max(peaks), update_bytes=sent)
+    return LayerTime(modules=tuple(modules), clients=clients, seconds=seconds, peak_bytes=max(peaks), update_bytes=sent)
 
 
 def one_thread() -> threadpool_limits:

@@ -39,7 +39,7 @@ def plot_merges(cells: Sequence[Cell], memory: Sequence[MemoryUse], path: Path) 
     except ImportError as error:
         raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
     cases = list(dict.fromkeys(cell.case for cell in cells))
-    figure = Figure(figsize=(12, 2.2 + 0.32 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(12, max(4.0, 2.2 + 0.32 * len(cases))), layout="constrained")
     times, growth = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_times(times, cells)
     _draw_memory(growth, memory)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from benchmarks.command_line import UsageError
 
-__all__ = ["PRESETS", "RANKS", "Case", "Preset", "Problem", "Settings", "read_settings"]
+__all__ = ["LAYER_RANKS", "LLAMA_LAYER", "PRESETS", "RANKS", "Case", "Preset", "Problem", "Settings", "read_settings"]
 
 RANKS: Sequence[int] = (4, 8, 16, 32, 64)
 """Ranks that devices draw from."""

@@ -58,7 +58,7 @@ def test_goals_are_about_the_worst_cells_that_anybody_feels() -> None:
         cell(Contender.NVFLARE, 0.01, clients=1),
     ]
     memory = [MemoryUse(clients=n, streamed_bytes=b, kept_bytes=10 * n) for n, b in ((10, 100), (1000, 120))]
-    layers = [LayerTime(clients=n, seconds=1.0, peak_bytes=n, update_bytes=1) for n in (100, 1000)]
+    layers = [LayerTime(modules=(), clients=n, seconds=1.0, peak_bytes=n, update_bytes=1) for n in (100, 1000)]
     got = measurements(cells, memory, layers)
     assert got["speedup_absolute"] == pytest.approx(200)
     assert got["worst_ratio"] == pytest.approx(1.25)
@@ -81,4 +81,4 @@ def test_the_command_walks_every_path(tmp_path: Path, capsys: pytest.CaptureFixt
     told = json.loads(out.read_text())
     assert {row["kind"] for row in told["rows"]} == {"time", "memory", "layer"}
     assert plot.stat().st_size > 10_000
-    assert "one decoder layer takes" in capsys.readouterr().out
+    assert "2 linear modules" in capsys.readouterr().out
