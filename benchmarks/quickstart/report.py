@@ -33,12 +33,17 @@ def comparisons(outcomes: Sequence[SeedOutcome]) -> dict[str, Comparison]:
 
 
 def measurements(outcomes: Sequence[SeedOutcome], seconds: float) -> dict[str, float]:
-    """What ``targets.toml`` sets goals for; nothing where the task is not code search."""
+    """What ``targets.toml`` sets goals for; nothing where the task is not code search.
+
+    Args:
+        outcomes: One a seed.
+        seconds: How long it took; the goal is that of a single seed, several have none.
+    """
     found = comparisons(outcomes)
     if not found:
         return {}
     return {
-        "seconds": seconds,
+        **({"seconds": seconds} if len(outcomes) == 1 else {}),
         "p_over_zero_shot": found["zero-shot"].p,
         "p_over_tfidf": found["TF-IDF"].p,
         "p_over_alone": max(comparison.p for name, comparison in found.items() if name.endswith(_ALONE)),

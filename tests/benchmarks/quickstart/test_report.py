@@ -72,6 +72,7 @@ def test_the_hardest_of_the_devices_alone_decides_the_goal() -> None:
 def test_measurements_fit_the_goals() -> None:
     targets = judge("quickstart", measurements([outcome(search_score)], seconds=299.0))
     assert [target.met for target in targets] == [True] * 4
+    assert "seconds" not in measurements([outcome(search_score), outcome(search_score, 1)], seconds=999.0)
 
 
 def test_a_task_without_scores_by_query_sets_no_goals() -> None:
