@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregator.merge import ClientUpdate, GlobalState, MergeError
+from aggregator.merge import ClientUpdate, EncodedAdapter, GlobalState, MergeError
 from aggregator.merge.strategies import StrategyName, make_strategy
 from aggregator.store.objects import DigestMismatch, ObjectStore
 from protocol.assignment import Assignment
@@ -200,7 +201,12 @@ def _updates(store: ObjectStore, manifest: Manifest, updates: tuple[StoredUpdate
             client=update.client,
             num_examples=update.num_examples,
             rank=assignment.rank,
-            tensors=layout.decode(store.view(update.sha256), assignment.rank, assignment.update_codec),
+            tensors=EncodedAdapter(
+                layout=layout,
+                read=partial(store.view, update.sha256),
+                rank=assignment.rank,
+                codec=assignment.update_codec,
+            ),
             active=assignment.active,
         )
 
