@@ -81,6 +81,7 @@ def test_gram_matrices_find_the_best_approximation_however_the_columns_depend(
     found, added = leading_of_factors(factors, slots, since=since)
     matrix = factors.dense()
     S = np.linalg.svd(matrix, compute_uv=False)
+    assert found.spectrum is None, "the shift did not do, and QR had to"
     assert excess(matrix, found.top, slots) < 1e-9
     assert_canonical(found.top)
     assert found.norm == pytest.approx(np.linalg.norm(matrix), rel=1e-9)
