@@ -217,3 +217,16 @@ def test_an_encoded_update_that_is_damaged_is_refused_by_its_name(tmp_path: Path
     (tmp_path / "1").write_bytes(data[:-1])
     with pytest.raises(MergeError, match=r"update of '0001': the body has"):
         merge_round(GlobalState.zeros(MANIFEST), MANIFEST, files.handout(), files.updates())
+
+
+@pytest.mark.parametrize("clients", [3, 30, 60])
+def test_every_form_of_the_state_is_stored_with_its_leading_triplets(tmp_path: Path, clients: int) -> None:
+    files = Files(tmp_path, clients, rounds=1)
+    files.write()
+    given = files.open()
+    merged, _ = given.finish({module.name: given.merge_module(module) for module in MANIFEST.low_rank})
+    data = merged.to_bytes()
+    again = GlobalState.from_bytes(memoryview(data), MANIFEST)
+    assert again.to_bytes() == data
+    held = merged.low_rank["stacked"]
+    assert (held.top is None) == isinstance(held.value, LowRank)
