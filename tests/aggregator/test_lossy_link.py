@@ -63,7 +63,7 @@ class Device:
     def reconnect(self):
         self.peer, self.session = self.world.new_peer(), Session(Role.CLIENT)
         self.up, self.down = Link(), Link()
-        self.asking = False
+        self.asking, self.sender = False, None
 
     def act(self):
         """Says the next thing, unless an answer is awaited."""
@@ -111,7 +111,7 @@ class Device:
             self.reconnect()
 
     def understand(self, message):
-        self.asking = False
+        self.asking = self.session.state in (State.GREETING, State.ASKING)  # what strays in is no answer to these
         match message:
             case messages.Task() if self.given is None:
                 self.begin(Assignment.from_json(bytes(message.payload)))
@@ -130,7 +130,7 @@ class Device:
     def begin(self, given):
         if given.run != "run" or given.rank != 2:
             raise RemoteProtocolError("not what was asked for")
-        self.given, self.update, self.sender = given, self.body.update(given), None
+        self.given, self.update = given, self.body.update(given)
         digest = hashlib.sha256(self.update).hexdigest()
         self.upload = upload_id("run", given.round, self.key, given.token, digest)
 
