@@ -3,7 +3,6 @@
 from aggregator.merge.algebra import Compressed, Factors, LowRank, compress, decompose, stack
 from aggregator.merge.bias import Bias, measure_bias
 from aggregator.merge.cohort import Cohort, Share
-from aggregator.merge.delta import ClientUpdate, check_update
 from aggregator.merge.encoded import EncodedAdapter
 from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors, make_handout, slot_factors
@@ -13,6 +12,7 @@ from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
 from aggregator.merge.rounds import Round, merge_round, report_module
 from aggregator.merge.scratch import Scratch
 from aggregator.merge.state import GlobalState, Increment, ModuleState
+from aggregator.merge.updates import ClientUpdate, check_update
 
 __all__ = [
     "Bias",

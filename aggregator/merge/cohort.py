@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from aggregator.merge.delta import ClientUpdate, check_cohort, check_update
 from aggregator.merge.encoded import EncodedAdapter
 from aggregator.merge.errors import MergeError
+from aggregator.merge.updates import ClientUpdate, check_cohort, check_update
 from protocol.errors import RemoteProtocolError
 from protocol.payload import Layout
 

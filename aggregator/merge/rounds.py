@@ -13,7 +13,6 @@ import numpy as np
 
 from aggregator.merge.bias import bias_of_mean_handout
 from aggregator.merge.cohort import Cohort
-from aggregator.merge.delta import ClientUpdate, check_handout
 from aggregator.merge.encoded import EncodedAdapter
 from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors
@@ -21,6 +20,7 @@ from aggregator.merge.module import MergedModule, merge_module
 from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
 from aggregator.merge.scratch import Scratch
 from aggregator.merge.state import GlobalState, ModuleState
+from aggregator.merge.updates import ClientUpdate, check_handout
 
 if TYPE_CHECKING:
     from protocol.manifest import LowRankModule, Manifest

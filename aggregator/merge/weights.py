@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from aggregator.merge.delta import ClientUpdate
 from aggregator.merge.errors import MergeError
+from aggregator.merge.updates import ClientUpdate
 from protocol import limits
 
 __all__ = ["Weighted", "weigh_by_examples", "weigh_inversely", "weigh_uniformly"]

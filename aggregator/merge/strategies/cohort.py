@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from aggregator.merge import ClientUpdate, Cohort, Factors, MergeError, stack
-from aggregator.merge.delta import check_handout
 from aggregator.merge.strategies.interface import Requirement
+from aggregator.merge.updates import check_handout
 from protocol.errors import RemoteProtocolError
 from protocol.payload import AdapterTensors, Layout
 
