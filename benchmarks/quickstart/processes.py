@@ -79,6 +79,7 @@ class DevicePool:
 
     def __init__(self, specs: Sequence[DeviceSpec]) -> None:
         self._events: queue.Queue[tuple[str, Event | None]] = queue.Queue()
+        self._told: list[tuple[str, Event | None]] = []
         self._specs, self._processes = specs, [_start(spec) for spec in specs]
         self._readers = [
             threading.Thread(target=self._read, args=(spec.name, _stdout(process)), daemon=True)
@@ -88,14 +89,15 @@ class DevicePool:
             reader.start()
 
     def until(self, kind: str) -> Iterator[tuple[str, Event]]:
-        """Yields ``(device, event)`` until every device has told an event of this kind.
+        """Yields ``(device, event)`` from the start until every device has told an event of this kind.
+
+        A fast device may have told it before the last call ended, so what was told then comes first, again.
 
         Raises:
             BenchmarkError: A device failed or ended before.
         """
         missing = {spec.name for spec in self._specs}
-        while missing:
-            name, event = self._events.get()
+        for name, event in self._all():
             if event is None or event["kind"] == "failed":
                 if event is not None or name in missing:
                     raise BenchmarkError(f"device {name} failed: {self._reason(name, event)}")
@@ -103,6 +105,14 @@ class DevicePool:
             if event["kind"] == kind:
                 missing.discard(name)
             yield name, event
+            if not missing:
+                return
+
+    def _all(self) -> Iterator[tuple[str, Event | None]]:
+        yield from self._told
+        while True:
+            self._told.append(self._events.get())
+            yield self._told[-1]
 
     @property
     def working(self) -> bool:
