@@ -11,10 +11,8 @@ from pathlib import Path
 
 __all__ = ["describe_machine"]
 
-_PACKAGES = ("numpy", "pyzmq", "safetensors", "torch", "transformers", "peft", "bitsandbytes", "scikit-learn")
 
-
-def describe_machine(packages: Iterable[str] = _PACKAGES) -> dict[str, object]:
+def describe_machine(packages: Iterable[str]) -> dict[str, object]:
     """Processor, cores, memory, GPUs, operating system, Python, and the versions of these packages if installed."""
     return {
         "cpu": _cpu_model(),

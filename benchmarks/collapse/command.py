@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.collapse.settings import Settings, read_settings
-from benchmarks.command_line import BenchmarkError, Planned
+from benchmarks.command_line import Planned
 
 if TYPE_CHECKING:
     from benchmarks.collapse.experiment import Course
@@ -31,7 +29,8 @@ def plan(*, preset: str = "quick", seed: str = "0", out: str | None = None, plot
 def _run(settings: Settings) -> None:
     from benchmarks.collapse.experiment import run_all
     from benchmarks.collapse.plot import plot_courses
-    from benchmarks.collapse.report import table
+    from benchmarks.collapse.report import measurements, rows, table
+    from benchmarks.conclusion import conclude
     from benchmarks.quickstart.progress import Stages
 
     stages = Stages()
@@ -44,34 +43,12 @@ def _run(settings: Settings) -> None:
     if settings.plot is not None:
         plot_courses(courses, settings.plot)
         print(f"wrote {settings.plot}")
-    _judge_and_write(settings, courses)
-
-
-def _judge_and_write(settings: Settings, courses: Sequence[Course]) -> None:
-    """Prints the goals beside what came, writes the result file if one is wanted, and fails if a goal is missed."""
-    from benchmarks.collapse.report import measurements, rows
-    from benchmarks.machine import describe_machine
-    from benchmarks.results import Result, judge
-
-    targets = judge("collapse", measurements(courses))
-    for target in targets:
-        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:g}, goal {target.goal}")
-    if settings.out is not None:
-        result = Result(
-            name="collapse",
-            command=_command(settings),
-            machine=describe_machine(("numpy", "safetensors")),
-            seeds=settings.seeds,
-            rows=list(rows(courses)),
-            targets=targets,
-        )
-        result.write(settings.out)
-        print(f"wrote {settings.out}")
-    missed = [target.what for target in targets if not target.met]
-    if missed:
-        raise BenchmarkError(f"missed: {'; '.join(missed)}")
-
-
-def _command(settings: Settings) -> str:
-    flags = (f"--preset={settings.preset_name}", f"--seed={settings.seed}")
-    return shlex.join(["python", "-m", "benchmarks", "collapse", *flags])
+    conclude(
+        "collapse",
+        {"preset": settings.preset_name, "seed": settings.seed},
+        settings.seeds,
+        measurements(courses),
+        rows(courses),
+        settings.out,
+        packages=("numpy", "safetensors"),
+    )

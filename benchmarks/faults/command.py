@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +42,8 @@ def plan(
 
 
 def _run(settings: Settings) -> None:
-    from benchmarks.faults.report import print_findings
+    from benchmarks.conclusion import conclude
+    from benchmarks.faults.report import measurements, print_findings, rows
     from benchmarks.quickstart.progress import Stages
 
     stages, seeds, width = Stages(), settings.seeds, settings.preset.side_by_side
@@ -52,7 +52,15 @@ def _run(settings: Settings) -> None:
         findings += _run_batch(settings, seeds[start : start + width], stages)
     print()
     print_findings(findings)
-    _judge_and_write(settings, findings)
+    conclude(
+        "faults",
+        {"preset": settings.preset_name, "seed": settings.seed},
+        settings.seeds,
+        measurements(findings),
+        rows(findings),
+        settings.out,
+        packages=("numpy", "pyzmq", "msgpack", "safetensors"),
+    )
 
 
 def _run_batch(settings: Settings, seeds: Sequence[int], stages: Stages) -> list[Findings]:
@@ -92,33 +100,3 @@ def _folder(settings: Settings) -> Iterator[Path]:
     else:
         settings.home.mkdir(parents=True, exist_ok=True)
         yield settings.home
-
-
-def _judge_and_write(settings: Settings, findings: Sequence[Findings]) -> None:
-    """Prints the goals beside what came, writes the result file if one is wanted, and fails if a goal is missed."""
-    from benchmarks.faults.report import measurements, rows
-    from benchmarks.machine import describe_machine
-    from benchmarks.results import Result, judge
-
-    targets = judge("faults", measurements(findings))
-    for target in targets:
-        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:g}, goal {target.goal}")
-    if settings.out is not None:
-        result = Result(
-            name="faults",
-            command=_command(settings),
-            machine=describe_machine(("numpy", "pyzmq", "msgpack", "safetensors")),
-            seeds=settings.seeds,
-            rows=list(rows(findings)),
-            targets=targets,
-        )
-        result.write(settings.out)
-        print(f"wrote {settings.out}")
-    missed = [target.what for target in targets if not target.met]
-    if missed:
-        raise BenchmarkError(f"missed: {'; '.join(missed)}")
-
-
-def _command(settings: Settings) -> str:
-    flags = (f"--preset={settings.preset_name}", f"--seed={settings.seed}")
-    return shlex.join(["python", "-m", "benchmarks", "faults", *flags])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from benchmarks.command_line import UsageError
+from benchmarks.flags import absolute, flag_faults, folder_fault
 
 __all__ = ["PRESETS", "RANKS", "Preset", "Settings", "read_settings"]
 
@@ -75,26 +76,8 @@ def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None, 
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    files = {"out": out, "plot": plot, "home": home}
-    # fire gives True for a flag without a value, whatever the annotation says
-    faults = [f"--{name}: expected text, got nothing" for name, text in files.items() if text in (True, "")]
-    if preset not in PRESETS:
-        faults.append(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-    if not (str(seed).isdecimal() and int(seed) < 1 << 31):
-        faults.append(f"--seed: expected a whole number from 0, got {seed!r}")
-    faults += [] if faults else _path_faults(out=out, plot=plot, home=home)
+    faults = flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot}, home=home)
+    faults += folder_fault("home", home)
     if faults:
         raise UsageError("\n".join(faults))
-    return Settings(preset_name=preset, seed=int(seed), out=_path(out), plot=_path(plot), home=_path(home))
-
-
-def _path_faults(*, home: str | None, **files: str | None) -> list[str]:
-    paths = {name: Path(text).absolute() for name, text in files.items() if text is not None}
-    faults = [f"--{name}: there is no folder {path.parent}" for name, path in paths.items() if not path.parent.is_dir()]
-    if home is not None and Path(home).exists() and not (Path(home).is_dir() and not any(Path(home).iterdir())):
-        faults.append(f"--home: expected a new or empty folder, there is something at {home}")
-    return faults
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value).absolute()
+    return Settings(preset_name=preset, seed=int(seed), out=absolute(out), plot=absolute(plot), home=absolute(home))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from benchmarks.command_line import BenchmarkError, Planned
+from benchmarks.command_line import Planned
 from benchmarks.merge.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from benchmarks.merge.experiment import Cell, LayerTime, MemoryUse
+    from benchmarks.merge.experiment import Cell
 
 __all__ = ["plan"]
 
@@ -30,9 +27,10 @@ def plan(*, preset: str = "quick", seed: str = "0", out: str | None = None, plot
 
 
 def _run(settings: Settings) -> None:
+    from benchmarks.conclusion import conclude
     from benchmarks.merge.experiment import one_thread, run_case, run_layer, run_memory
     from benchmarks.merge.plot import plot_merges
-    from benchmarks.merge.report import layer_lines, memory_table, time_table
+    from benchmarks.merge.report import layer_lines, measurements, memory_table, rows, time_table
     from benchmarks.quickstart.progress import Stages
 
     stages, preset = Stages(), settings.preset
@@ -52,32 +50,12 @@ def _run(settings: Settings) -> None:
     if settings.plot is not None:
         plot_merges(cells, memory, settings.plot)
         print(f"wrote {settings.plot}")
-    _judge_and_write(settings, cells, memory, layers)
-
-
-def _judge_and_write(
-    settings: Settings, cells: Sequence[Cell], memory: Sequence[MemoryUse], layers: Sequence[LayerTime]
-) -> None:
-    """Prints the goals beside what came, writes the result file if one is wanted, and fails if a goal is missed."""
-    from benchmarks.machine import describe_machine
-    from benchmarks.merge.report import measurements, rows
-    from benchmarks.results import Result, judge
-
-    targets = judge("merge", measurements(cells, memory, layers))
-    for target in targets:
-        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:.3g}, goal {target.goal}")
-    if settings.out is not None:
-        flags = (f"--preset={settings.preset_name}", f"--seed={settings.seed}")
-        result = Result(
-            name="merge",
-            command=shlex.join(["python", "-m", "benchmarks", "merge", *flags]),
-            machine=describe_machine(("numpy", "torch", "peft", "threadpoolctl")),
-            seeds=(settings.seed,),
-            rows=list(rows(cells, memory, layers)),
-            targets=targets,
-        )
-        result.write(settings.out)
-        print(f"wrote {settings.out}")
-    missed = [target.what for target in targets if not target.met]
-    if missed:
-        raise BenchmarkError(f"missed: {'; '.join(missed)}")
+    conclude(
+        "merge",
+        {"preset": settings.preset_name, "seed": settings.seed},
+        (settings.seed,),
+        measurements(cells, memory, layers),
+        rows(cells, memory, layers),
+        settings.out,
+        packages=("numpy", "torch", "peft", "threadpoolctl"),
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from benchmarks.command_line import UsageError
+from benchmarks.flags import absolute, flag_faults
 
 __all__ = ["LAYER_RANKS", "LLAMA_LAYER", "PRESETS", "RANKS", "Case", "Preset", "Problem", "Settings", "read_settings"]
 
@@ -126,16 +127,7 @@ def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None) 
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    # fire gives True for a flag without a value, whatever the annotation says
-    files = {"out": out, "plot": plot}
-    faults = [f"--{name}: expected text, got nothing" for name, text in files.items() if text in (True, "")]
-    if preset not in PRESETS:
-        faults.append(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-    if not (str(seed).isdecimal() and int(seed) < 1 << 31):
-        faults.append(f"--seed: expected a whole number from 0, got {seed!r}")
-    paths = {name: Path(text).absolute() for name, text in files.items() if isinstance(text, str) and text}
-    homeless = {name: path.parent for name, path in paths.items() if not path.parent.is_dir()}
-    faults += [f"--{name}: there is no folder {folder}" for name, folder in homeless.items()]
+    faults = flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot})
     if faults:
         raise UsageError("\n".join(faults))
-    return Settings(preset_name=preset, seed=int(seed), out=paths.get("out"), plot=paths.get("plot"))
+    return Settings(preset_name=preset, seed=int(seed), out=absolute(out), plot=absolute(plot))

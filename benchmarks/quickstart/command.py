@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from benchmarks.quickstart.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from benchmarks.quickstart.experiment import Finished
+    from benchmarks.quickstart.outcome import SeedOutcome
     from benchmarks.quickstart.progress import Stages
     from benchmarks.quickstart.study import Study
 
@@ -86,7 +86,7 @@ def _run(settings: Settings) -> None:
     outcomes = [each.outcome for each in finished]
     print(f"\nsources: {', '.join(f'{name} {version}' for name, version in study.sources.items())}\n")
     print_outcomes(outcomes, "mrr" if study.functions else "accuracy")
-    _judge_and_write(settings, finished, stages.elapsed_s)
+    _conclude(settings, outcomes, stages.elapsed_s)
     pool = last.outcome.federated.pool
     if pool is not None:
         from benchmarks.quickstart.search import FunctionSearch, answer_queries
@@ -126,31 +126,23 @@ def _folder(settings: Settings, seed: int) -> Iterator[Path]:
         yield kept
 
 
-def _judge_and_write(settings: Settings, finished: list[Finished], seconds: float) -> None:
-    """Prints the goals beside what came, and writes the result file if one is wanted."""
-    from benchmarks.machine import describe_machine
+def _conclude(settings: Settings, outcomes: list[SeedOutcome], seconds: float) -> None:
+    from benchmarks.conclusion import conclude
     from benchmarks.quickstart.report import measurements, rows
-    from benchmarks.results import Result, judge
 
-    outcomes = [each.outcome for each in finished]
-    targets = judge("quickstart", measurements(outcomes, seconds))
-    for target in targets:
-        print(f"{'met' if target.met else 'MISSED':6}  {target.what}: {target.got:.4g}, goal {target.goal}")
-    if settings.out is None:
-        return
-    result = Result(
-        name="quickstart",
-        command=_command(settings),
-        machine=describe_machine(),
-        seeds=settings.seeds,
-        rows=list(rows(outcomes)),
-        targets=targets,
+    conclude(
+        "quickstart",
+        {
+            "preset": settings.preset_name,
+            "seed": settings.seed,
+            "quantization": settings.quantization,
+            "data": settings.data,
+            "model": settings.model,
+        },
+        settings.seeds,
+        measurements(outcomes, seconds),
+        rows(outcomes),
+        settings.out,
+        packages=("numpy", "pyzmq", "safetensors", "torch", "transformers", "peft", "bitsandbytes", "scikit-learn"),
+        strict=False,  # a demo that took longer on somebody's machine is no failure
     )
-    result.write(settings.out)
-    print(f"wrote {settings.out}")
-
-
-def _command(settings: Settings) -> str:
-    flags = {"preset": settings.preset_name, "seed": str(settings.seed), "quantization": settings.quantization}
-    flags |= {name: value for name, value in (("data", settings.data), ("model", settings.model)) if value is not None}
-    return shlex.join(["python", "-m", "benchmarks", "quickstart", *(f"--{k}={v}" for k, v in flags.items())])

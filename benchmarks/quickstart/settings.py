@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from benchmarks.command_line import UsageError
+from benchmarks.flags import absolute, flag_faults, folder_fault
 from protocol.manifest import Quantization
 
 __all__ = ["DEVICES", "PRESETS", "Device", "Preset", "Settings", "read_settings"]
@@ -109,46 +110,21 @@ def read_settings(
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    texts = {"out": out, "query": query, "data": data, "model": model, "home": home}
-    # fire gives True for a flag without a value, whatever the annotation says
-    faults = [f"--{name}: expected text, got nothing" for name, text in texts.items() if text in (True, "")]
-    faults += _faults(preset, seed, quantization)
-    faults += [] if faults else _path_faults(out, home)
+    faults = flag_faults(
+        PRESETS, preset=preset, seed=seed, files={"out": out}, query=query, data=data, model=model, home=home
+    )
+    if quantization not in list(Quantization):
+        faults.append(f"--quantization: expected one of {', '.join(Quantization)}, got {quantization!r}")
+    faults += folder_fault("home", home)
     if faults:
         raise UsageError("\n".join(faults))
     return Settings(
         preset_name=preset,
         seed=int(seed),
-        out=_path(out),
+        out=absolute(out),
         query=query,
         data=data,
         model=model,
         quantization=Quantization(quantization),
-        home=_path(home),
+        home=absolute(home),
     )
-
-
-def _faults(preset: str, seed: str, quantization: str) -> list[str]:
-    whole = str(seed).isdecimal() and int(seed) < 1 << 31
-    checks = [
-        (preset in PRESETS, f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}"),
-        (whole, f"--seed: expected a whole number from 0, got {seed!r}"),
-        (
-            quantization in list(Quantization),
-            f"--quantization: expected one of {', '.join(Quantization)}, got {quantization!r}",
-        ),
-    ]
-    return [text for right, text in checks if not right]
-
-
-def _path_faults(out: str | None, home: str | None) -> list[str]:
-    faults = []
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        faults.append(f"--out: there is no folder {Path(out).absolute().parent}")
-    if home is not None and Path(home).exists() and not (Path(home).is_dir() and not any(Path(home).iterdir())):
-        faults.append(f"--home: expected a new or empty folder, there is something at {home}")
-    return faults
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value).absolute()
