@@ -31,7 +31,7 @@ def _run(settings: Settings) -> None:
     from benchmarks.collapse.plot import plot_courses
     from benchmarks.collapse.report import measurements, rows, table
     from benchmarks.conclusion import conclude
-    from benchmarks.quickstart.progress import Stages
+    from benchmarks.stages import Stages
 
     stages = Stages()
     courses: list[Course] = []

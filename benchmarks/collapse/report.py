@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.collapse.experiment import CASES, Course
 from benchmarks.collapse.settings import PARTICIPATIONS, ROUNDS
-from benchmarks.quickstart.table import format_table
+from benchmarks.table import format_table
 
 __all__ = ["curves", "measurements", "rows", "table"]
 

@@ -15,7 +15,7 @@ from benchmarks.faults.settings import Settings, read_settings
 if TYPE_CHECKING:
     from benchmarks.faults.audit import Findings
     from benchmarks.faults.evidence import Evidence
-    from benchmarks.quickstart.progress import Stages
+    from benchmarks.stages import Stages
 
 __all__ = ["plan"]
 
@@ -44,7 +44,7 @@ def plan(
 def _run(settings: Settings) -> None:
     from benchmarks.conclusion import conclude
     from benchmarks.faults.report import measurements, print_findings, rows
-    from benchmarks.quickstart.progress import Stages
+    from benchmarks.stages import Stages
 
     stages, seeds, width = Stages(), settings.seeds, settings.preset.side_by_side
     findings: list[Findings] = []

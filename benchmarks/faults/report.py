@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.faults.audit import Findings, Resume, Trainings
 from benchmarks.faults.evidence import AGGREGATOR, DEVICES
 from benchmarks.faults.phases import Doing
-from benchmarks.quickstart.table import format_bytes, format_table
+from benchmarks.table import format_bytes, format_table
 
 __all__ = ["measurements", "print_findings", "rows"]
 

@@ -31,7 +31,7 @@ def _run(settings: Settings) -> None:
     from benchmarks.merge.experiment import one_thread, run_case, run_layer, run_memory
     from benchmarks.merge.plot import plot_merges
     from benchmarks.merge.report import layer_lines, measurements, memory_table, rows, time_table
-    from benchmarks.quickstart.progress import Stages
+    from benchmarks.stages import Stages
 
     stages, preset = Stages(), settings.preset
     cells: list[Cell] = []

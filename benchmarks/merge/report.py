@@ -8,7 +8,7 @@ from dataclasses import asdict
 from benchmarks.merge.contenders import Contender
 from benchmarks.merge.experiment import Cell, LayerTime, MemoryUse
 from benchmarks.merge.settings import LLAMA_LAYER, Case, Problem
-from benchmarks.quickstart.table import format_bytes, format_table
+from benchmarks.table import format_bytes, format_table
 
 __all__ = ["layer_lines", "measurements", "memory_table", "rows", "time_table"]
 

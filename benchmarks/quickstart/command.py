@@ -14,8 +14,8 @@ from benchmarks.quickstart.settings import Settings, read_settings
 if TYPE_CHECKING:
     from benchmarks.quickstart.experiment import Finished
     from benchmarks.quickstart.outcome import SeedOutcome
-    from benchmarks.quickstart.progress import Stages
     from benchmarks.quickstart.study import Study
+    from benchmarks.stages import Stages
 
 __all__ = ["plan"]
 
@@ -68,9 +68,9 @@ def plan(
 
 
 def _run(settings: Settings) -> None:
-    from benchmarks.quickstart.progress import Stages
     from benchmarks.quickstart.report import print_outcomes
     from benchmarks.quickstart.study import code_search_study, labelled_study
+    from benchmarks.stages import Stages
 
     stages, model = Stages(), _model(settings)
     finished: list[Finished] = []

@@ -21,10 +21,11 @@ from benchmarks.quickstart.evaluation import Evaluator, Score, evaluator_of
 from benchmarks.quickstart.local import fresh_adapter, train_locally
 from benchmarks.quickstart.outcome import DeviceOutcome, SeedOutcome
 from benchmarks.quickstart.processes import DevicePool, Event, invite, make_home, serve
-from benchmarks.quickstart.progress import FederationProgress, Stages
+from benchmarks.quickstart.progress import FederationProgress
 from benchmarks.quickstart.settings import DEVICES, Device, Settings
 from benchmarks.quickstart.study import Study
 from benchmarks.quickstart.versions import FinishedRun, read_finished_run
+from benchmarks.stages import Stages
 from edge_client.errors import EdgeClientError
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.storage.keys import create_key

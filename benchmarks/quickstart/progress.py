@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TextIO
 
 from benchmarks.quickstart.processes import Event
+from benchmarks.stages import Stages
 
-__all__ = ["FederationProgress", "Stages"]
+__all__ = ["FederationProgress"]
 
 _CLEAR = "\r\x1b[K"
-
-
-class Stages:
-    """Prints what is being done, and keeps the time.
-
-    Args:
-        clock: Seconds.
-        out: Where to print.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic, out: TextIO = sys.stdout) -> None:
-        self._clock, self._out = clock, out
-        self._start = clock()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the start."""
-        return self._clock() - self._start
-
-    def say(self, text: str) -> None:
-        """Prints a line with the time since the start."""
-        self._out.write(f"[{self.elapsed_s:5.0f} s] {text}\n")
-        self._out.flush()
 
 
 class FederationProgress:

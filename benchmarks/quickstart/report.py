@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.bootstrap import Comparison, compare_paired
 from benchmarks.quickstart.evaluation import Score
 from benchmarks.quickstart.outcome import DeviceOutcome, SeedOutcome
-from benchmarks.quickstart.table import format_bytes, format_table
 from benchmarks.quickstart.versions import LayerError
+from benchmarks.table import format_bytes, format_table
 
 __all__ = ["comparisons", "measurements", "print_outcomes", "rows"]
 

@@ -1,6 +1,7 @@
 import io
 
-from benchmarks.quickstart.progress import FederationProgress, Stages
+from benchmarks.quickstart.progress import FederationProgress
+from benchmarks.stages import Stages
 
 
 def step(number: int, loss: float = 0.5) -> dict[str, object]:
