@@ -52,7 +52,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "delta": Arm(),
         "delta, residual": Arm(residual=True),
         "delta, decaying step": Arm(learning_rate_decay=0.1),
-        "delta, retention .9": Arm(retention=0.9),
+        "delta, retention .7": Arm(retention=0.7),
         "delta-rotate, residual": Arm(strategy=StrategyName.DELTA_ROTATE, residual=True),
         "flora": Arm(strategy=StrategyName.FLORA, residual=True),
         "delta, int8": Arm(codec=Codec.INT8),

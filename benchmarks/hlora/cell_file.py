@@ -55,7 +55,7 @@ class CellFile:
 
 
 def conditions_of(settings: Settings, model: str) -> dict[str, Record]:
-    """What decides a cell's result beside its own fields, by task."""
+    """What decides a cell's result beside its own fields, by task, as a file holds it: with lists for tuples."""
     preset = settings.preset
     shared = {
         "model": Path(model).name,
@@ -67,7 +67,7 @@ def conditions_of(settings: Settings, model: str) -> dict[str, Record]:
         "score_every": preset.score_every,
         "exact_slots": preset.exact_slots,
     }
-    return {task: {**shared, **asdict(WORKLOADS[task])} for task in preset.tasks}
+    return {task: json.loads(json.dumps({**shared, **asdict(WORKLOADS[task])})) for task in preset.tasks}
 
 
 def title(record: Record) -> str:

@@ -55,7 +55,7 @@ class Preset:
     """Training rows of all devices together."""
     test_rows: int = 400
     """Rows that every arm is scored on."""
-    score_every: int = 4
+    score_every: int = 5
     """Rounds from one point of a curve to the next."""
     footprint_steps: int = 0
     """Training steps to time at each rank, side by side; 0: none."""
@@ -90,16 +90,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             test_rows=32,
             score_every=1,
         ),
-        "quick": Preset(tasks=("agnews",), alphas=(1.0,), participations=(0.4,), seeds=1, rounds=12, local_steps=4),
-        "full": Preset(tasks=("agnews", "sst2"), seeds=5, rounds=20, local_steps=4, footprint_steps=30),
+        "quick": Preset(tasks=("agnews",), alphas=(1.0,), participations=(0.4,), seeds=1, rounds=40, local_steps=2),
+        "full": Preset(tasks=("agnews", "sst2"), seeds=5, rounds=40, local_steps=2, footprint_steps=30),
         "paper": Preset(
             tasks=("agnews", "sst2"),
             seeds=5,
-            rounds=100,
-            local_steps=10,
+            rounds=200,
+            local_steps=4,
             train_rows=8000,
             test_rows=1600,
-            score_every=5,
         ),
         "minilm": Preset(
             tasks=("mrpc", "rte", "qqp"),
@@ -107,8 +106,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             alphas=(1.0,),
             participations=(0.4,),
             seeds=3,
-            rounds=15,
-            local_steps=4,
+            rounds=20,
+            local_steps=2,
             footprint_steps=10,
             encoder=True,
         ),
@@ -156,7 +155,7 @@ def cells_of(preset: Preset, seeds: Sequence[int]) -> Iterator[Cell]:
     """All cells, column by column and seed by seed in each, so that what is finished of a grid has its intervals."""
     federated = [arm for arm in preset.arms if not ARMS[arm].pooled]
     pooled = [arm for arm in preset.arms if ARMS[arm].pooled]
-    for task, participation in product(preset.tasks, preset.participations):
+    for participation, task in product(preset.participations, preset.tasks):
         columns = [(None, pooled), *((alpha, federated) for alpha in preset.alphas)]
         for (alpha, arms), seed in product(columns, seeds):
             for arm in arms:

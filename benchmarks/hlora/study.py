@@ -53,7 +53,7 @@ def make_study(cell: Cell, preset: Preset, source: str, model: str) -> Study:
         task = Task(
             kind=TaskKind.CLASSIFICATION, max_length=workload.max_length, labels=data.labels, pooling=Pooling.MEAN
         )
-        manifest = write_manifest(model, task, rank_max=max(RANKS))
+        manifest = write_manifest(model, task, rank_max=max(RANKS), target_modules=workload.target_modules)
     except (DataError, EdgeClientError) as error:
         raise BenchmarkError(str(error)) from error
     if cell.alpha is None:
