@@ -152,14 +152,13 @@ class Settings:
 
 
 def cells_of(preset: Preset, seeds: Sequence[int]) -> Iterator[Cell]:
-    """All cells, column by column and seed by seed in each, so that what is finished of a grid has its intervals."""
+    """All cells, each repetition of all columns before the next, so that what is finished of a grid is whole seeds."""
     federated = [arm for arm in preset.arms if not ARMS[arm].pooled]
     pooled = [arm for arm in preset.arms if ARMS[arm].pooled]
-    for participation, task in product(preset.participations, preset.tasks):
-        columns = [(None, pooled), *((alpha, federated) for alpha in preset.alphas)]
-        for (alpha, arms), seed in product(columns, seeds):
-            for arm in arms:
-                yield Cell(task=task, alpha=alpha, participation=participation, seed=seed, arm=arm)
+    columns = [(None, pooled), *((alpha, federated) for alpha in preset.alphas)]
+    for participation, seed, task, (alpha, arms) in product(preset.participations, seeds, preset.tasks, columns):
+        for arm in arms:
+            yield Cell(task=task, alpha=alpha, participation=participation, seed=seed, arm=arm)
 
 
 def read_settings(

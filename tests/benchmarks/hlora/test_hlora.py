@@ -65,16 +65,12 @@ def test_every_preset_names_arms_and_tasks_that_there_are():
         assert BASELINE in preset.arms
 
 
-def test_a_grid_goes_column_by_column_and_pools_data_once():
+def test_a_grid_goes_seed_by_seed_and_pools_data_once():
     preset = PRESETS["full"]
     cells = list(cells_of(preset, (3, 4)))
     assert len(set(cells)) == len(cells) == 2 * len(preset.tasks) * 2 * (3 * (len(preset.arms) - 1) + 1)
-    columns = [key for key, _ in groupby(cells, lambda cell: (cell.task, cell.participation, cell.alpha))]
-    assert len(set(columns)) == len(columns)
-    seeds = [
-        [cell.seed for cell in cells if (cell.task, cell.participation, cell.alpha) == column] for column in columns
-    ]
-    assert seeds == [sorted(column) for column in seeds]
+    repetitions = [key for key, _ in groupby(cells, lambda cell: (cell.participation, cell.seed))]
+    assert repetitions == [(share, seed) for share in preset.participations for seed in (3, 4)]
     assert {cell.alpha for cell in cells if ARMS[cell.arm].pooled} == {None}
 
 
