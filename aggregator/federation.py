@@ -292,6 +292,7 @@ class Federation:
             rank=rank,
             handout=self._versions.live.offer(slots),
             update_codec=self.config.update_codec,
+            active=self._active(rank),
             frozen_factors=(Factor.A,) if Requirement.FROZEN_A in self._strategy.requires else (),
             local=replace(self.config.local, learning_rate_scale=scale),
             seed=int.from_bytes(seed[:4], "little"),
@@ -306,6 +307,11 @@ class Federation:
             )
         )
         return assignment
+
+    def _active(self, rank: int) -> tuple[str, ...] | None:
+        """What a device of this rank trains; None, as it is written: all."""
+        active = self.manifest.active(rank)
+        return None if len(active) == len(self.manifest.names) else active
 
     def _task(self, assignment: Assignment, client: str, now: float) -> messages.Task:
         left = self.round.time_left_s(self.config, client, now)

@@ -93,7 +93,9 @@ class Commands:
         pooling: str = "model",
         template: str | None = None,
         rank_max: int = 16,
+        method: str = "lora",
         target_modules: str = "",
+        method_options: str = "",
         json: bool = False,
     ) -> Plan:
         """Describe a run: read a base model, write the manifest that `tributary-aggregator init` needs.
@@ -106,8 +108,10 @@ class Commands:
             max_length: Tokens after which a text is cut.
             pooling: How token states become one vector: model, mean or cls.
             template: Text with {column} places that makes the prompt (causal-lm).
-            rank_max: Highest LoRA rank a device may train.
-            target_modules: Suffixes of the layers to tune, separated by commas; all linear ones if empty.
+            rank_max: Highest rank a device may train.
+            method: How to tune: lora or head.
+            target_modules: Suffixes of the layers that lora tunes, separated by commas; all linear ones if empty.
+            method_options: Other settings of the method, as a JSON object.
             json: Print the result as JSON.
         """
         faults = _Faults()
@@ -117,6 +121,7 @@ class Commands:
         highest = faults.whole("rank_max", rank_max)
         targets = faults.names("target_modules", target_modules)
         named = faults.names("labels", labels)
+        named_method, options = faults.text("method", method), faults.table("method_options", method_options)
         source, target = faults.text("model", model), Path(faults.text("out", out))
         as_json = faults.flag("json", json)
         faults.check()
@@ -127,7 +132,9 @@ class Commands:
             pooling=Pooling(pooled),
             template=None if template is None else str(template),
         )
-        return _planned(lambda: _write_manifest(source, described, target, highest, targets), as_json)
+        if targets:
+            options["target_modules"] = tuple(targets)
+        return _planned(lambda: _write_manifest(source, described, target, highest, named_method, options), as_json)
 
     def keygen(self, out: str, *, json: bool = False) -> Plan:
         """Make a key, for runs where the operator enrols devices by hand; prints the public half to hand over.
@@ -300,6 +307,17 @@ class _Faults:
         self.add(f"{name}: expected one of {', '.join(members)}, got {value!r}")
         return members[0]
 
+    def table(self, name: str, value: object) -> dict[str, Any]:
+        """A JSON object, of which fire makes a map; empty if nothing is given."""
+        try:
+            found = json.loads(value) if isinstance(value, str) and value else value or {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self.add(f"{name}: expected a JSON object, got {value!r}")
+            return {}
+        return {str(key): tuple(each) if isinstance(each, list) else each for key, each in found.items()}
+
     def names(self, name: str, value: object) -> list[str]:
         """Names separated by commas, of which fire makes a tuple."""
         parts = [str(part) for part in value] if isinstance(value, tuple | list) else str(value).split(",")
@@ -309,13 +327,16 @@ class _Faults:
         return found
 
 
-def _write_manifest(model: str, task: Task, out: Path, rank_max: int, targets: Sequence[str]) -> dict[str, Any]:
+def _write_manifest(
+    model: str, task: Task, out: Path, rank_max: int, method: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
     try:
+        from edge_client.methods import read_method
         from edge_client.model.manifest_writer import write_manifest
     except ImportError as error:
         raise ConfigError(f"reading a model needs torch ({error}): pip install 'tributary-fl[client]'") from error
     try:
-        manifest = write_manifest(model, task, rank_max=rank_max, target_modules=targets or None)
+        manifest = write_manifest(model, task, rank_max=rank_max, method=read_method(method, options))
         write_durably(out, json.dumps(json.loads(manifest.to_json()), indent=1, sort_keys=True).encode() + b"\n")
     except (LocalProtocolError, OSError) as error:
         raise ConfigError(str(error)) from error

@@ -13,6 +13,7 @@ __all__ = [
     "HEADER_MAX_BYTES",
     "LABELS_MAX",
     "MANIFEST_MAX_BYTES",
+    "METHOD_OPTIONS_MAX",
     "METRICS_MAX",
     "NAME_MAX_CHARS",
     "NUM_EXAMPLES_MAX",
@@ -53,6 +54,8 @@ NAME_MAX_CHARS = 512
 """Module, tensor, label and metric names."""
 REASON_MAX_CHARS = 512
 """Human-readable reasons in ``NACK``, ``WAIT``, ``DECLINE`` and ``BYE``."""
+METHOD_OPTIONS_MAX = 32
+"""Settings of one tuning method, and texts in one of them."""
 METRICS_MAX = 16
 """Metrics in one report."""
 NUM_EXAMPLES_MAX = 1 << 40

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import Any, Self
 from protocol import limits
 from protocol.errors import LocalProtocolError, NackCode, RemoteProtocolError
 from protocol.initializers import Distribution, Initializer
-from protocol.typed import Fields, parse_json
+from protocol.typed import Fields, Option, parse_json
 
 __all__ = [
     "BaseModel",
@@ -31,7 +32,7 @@ __all__ = [
     "TaskKind",
 ]
 
-FORMAT = "tributary-manifest/1"
+FORMAT = "tributary-manifest/2"
 
 
 class Quantization(StrEnum):
@@ -89,6 +90,8 @@ class DenseTensor:
     """Its shape."""
     initializer: Initializer | None = None
     """Its starting value; None: the base model has it."""
+    rank_min: int = 1
+    """Lowest rank of a device that trains it; those below hold it as it was handed out."""
 
     @property
     def size(self) -> int:
@@ -148,6 +151,8 @@ class Manifest:
     """Tensors tuned as they are, in the order they have on the wire."""
     method: str = "lora"
     """Name of the tuning method (``edge_client.methods``)."""
+    method_options: Mapping[str, Option] = field(default_factory=dict)
+    """The method's settings, which all devices share."""
     format: str = field(default=FORMAT)
     """Version of this file format."""
 
@@ -161,6 +166,10 @@ class Manifest:
     def names(self) -> tuple[str, ...]:
         """Every trainable in wire order: dense tensors, then low-rank modules."""
         return tuple(t.name for t in self.dense) + tuple(m.name for m in self.low_rank)
+
+    def active(self, rank: int) -> tuple[str, ...]:
+        """The trainables that a device of this rank trains, in wire order."""
+        return tuple(t.name for t in self.dense if t.rank_min <= rank) + tuple(m.name for m in self.low_rank)
 
     @cached_property
     def digest(self) -> str:
@@ -193,6 +202,7 @@ class Manifest:
                 task=_task(fields.table("task")),
                 rank_max=fields.integer("rank_max"),
                 method=fields.text("method"),
+                method_options=fields.options("method_options", limits.METHOD_OPTIONS_MAX),
                 low_rank=tuple(_module(f) for f in fields.tables("low_rank", limits.TENSORS_MAX)),
                 dense=tuple(_dense(f) for f in fields.tables("dense", limits.TENSORS_MAX)),
             )
@@ -242,6 +252,7 @@ def _dense(fields: Fields) -> DenseTensor:
         name=fields.text("name"),
         shape=tuple(fields.integers("shape", count=8, maximum=limits.DIMENSION_MAX)),
         initializer=None if initializer is None else _initializer(initializer),
+        rank_min=fields.integer("rank_min", minimum=1, maximum=limits.RANK_MAX),
     )
     fields.finish()
     return tensor
@@ -284,6 +295,15 @@ def _faults(manifest: Manifest) -> list[str]:
         if len(t.shape) > 8 or not all(map(_dimension, t.shape)) or t.size > 1 << 40
     ]
     found += [f"{name!r} is a reserved name" for name in manifest.names if name in ("slots", "__metadata__")]
+    found += [
+        f"{t.name!r}: rank_min {t.rank_min} is not in 1..rank_max"
+        for t in manifest.dense
+        if not 1 <= t.rank_min <= max(1, manifest.rank_max)
+    ]
+    if len(manifest.method_options) > limits.METHOD_OPTIONS_MAX:
+        found.append(
+            f"it has {len(manifest.method_options)} method options, at most {limits.METHOD_OPTIONS_MAX} are allowed"
+        )
     labelled = manifest.task.kind is TaskKind.CLASSIFICATION
     if labelled and len(manifest.task.labels) < 2:
         found.append("a classification task needs at least two labels")

@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 from protocol import limits
 from protocol.errors import RemoteProtocolError
 
-__all__ = ["Fields", "parse_json"]
+__all__ = ["Fields", "Option", "parse_json"]
 
 E = TypeVar("E", bound=StrEnum)
+
+Option = bool | int | float | str | tuple[str, ...] | None
+"""A setting whose type only its user knows."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _TOKEN = re.compile(r"[0-9a-f]{32}\Z")
@@ -198,6 +201,28 @@ class Fields:
             if not _is_text(name, limits.NAME_MAX_CHARS):
                 raise self._fault(key, f"names of at most {limits.NAME_MAX_CHARS} characters", name)
         return {name: inner.number(name) for name in value}
+
+    def options(self, key: str, count: int) -> dict[str, Option]:
+        """A map of at most ``count`` names to settings; a list holds at most as many texts."""
+        value = self._take(key)
+        if not isinstance(value, dict) or len(value) > count:
+            raise self._fault(key, f"a map of at most {count} settings", value)
+        inner = Fields(value, f"{self._what}: {key}")
+        for name in value:
+            if not _is_text(name, limits.NAME_MAX_CHARS):
+                raise self._fault(key, f"names of at most {limits.NAME_MAX_CHARS} characters", name)
+        return {name: inner._option(name, value[name], count) for name in value}
+
+    def _option(self, key: str, value: object, count: int) -> Option:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, list):
+            return tuple(self.texts(key, count))
+        if isinstance(value, str):
+            return self.text(key)
+        if isinstance(value, int):
+            return self.integer(key, minimum=-(1 << 62))
+        return self.number(key)
 
     def table(self, key: str) -> Fields:
         """A nested map."""

@@ -80,6 +80,7 @@ def footprint_table(footprints: Sequence[Footprint]) -> str:
 def _measure(model: str, workload: Workload, rank: int, steps: int) -> Footprint:
     import torch
 
+    from edge_client.methods.lora import Lora
     from edge_client.model.manifest_writer import write_manifest
     from edge_client.trainers.torch_trainer import TorchTrainer
 
@@ -87,7 +88,7 @@ def _measure(model: str, workload: Workload, rank: int, steps: int) -> Footprint
     task = Task(
         kind=TaskKind.CLASSIFICATION, max_length=workload.max_length, labels=("no", "yes"), pooling=Pooling.MEAN
     )
-    manifest = write_manifest(model, task, rank_max=max(RANKS), target_modules=workload.target_modules)
+    manifest = write_manifest(model, task, rank_max=max(RANKS), method=Lora(target_modules=workload.target_modules))
     text = " ".join(["word"] * workload.max_length)  # at least as many tokens, and cut
     rows = [{"sentence": text, "label": index % 2} for index in range(workload.batch_size)]
     trainer = TorchTrainer(model, rows, quantization=Quantization.FP32, compute_dtype="fp32", rank=rank, device="cpu")

@@ -13,6 +13,7 @@ from benchmarks.hlora.arms import RANKS
 from benchmarks.hlora.settings import Cell, Preset
 from benchmarks.hlora.workloads import WORKLOADS
 from edge_client.errors import DataError, EdgeClientError
+from edge_client.methods.lora import Lora
 from edge_client.model.manifest_writer import write_manifest
 from protocol.manifest import Manifest, Pooling, Task, TaskKind
 
@@ -53,7 +54,7 @@ def make_study(cell: Cell, preset: Preset, source: str, model: str) -> Study:
         task = Task(
             kind=TaskKind.CLASSIFICATION, max_length=workload.max_length, labels=data.labels, pooling=Pooling.MEAN
         )
-        manifest = write_manifest(model, task, rank_max=max(RANKS), target_modules=workload.target_modules)
+        manifest = write_manifest(model, task, rank_max=max(RANKS), method=Lora(target_modules=workload.target_modules))
     except (DataError, EdgeClientError) as error:
         raise BenchmarkError(str(error)) from error
     if cell.alpha is None:

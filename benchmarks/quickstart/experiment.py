@@ -27,6 +27,7 @@ from benchmarks.quickstart.study import Study
 from benchmarks.quickstart.versions import FinishedRun, read_finished_run
 from benchmarks.stages import Stages
 from edge_client.errors import EdgeClientError
+from edge_client.methods.lora import Lora
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.storage.keys import create_key
 from edge_client.trainers.torch_trainer import TorchTrainer
@@ -133,7 +134,9 @@ class Experiment:
         _write_rows(self._folder / "pooled.jsonl", [row for rows in self._study.train.values() for row in rows])
         preset = self._settings.preset
         modules = self._study.target_modules if self._settings.model is None else None
-        manifest = write_manifest(self._model, self._study.task, rank_max=_RANK_MAX, target_modules=modules)
+        manifest = write_manifest(
+            self._model, self._study.task, rank_max=_RANK_MAX, method=Lora(target_modules=modules)
+        )
         self._manifest_file.write_bytes(manifest.to_json())
         make_home(
             self._home,

@@ -60,7 +60,7 @@ class Study:
     """How a device trains in a round."""
     server_learning_rate: float = 1.0
     """The aggregator's step on the mean update."""
-    target_modules: Sequence[str] | None = None
+    target_modules: tuple[str, ...] | None = None
     """Linear layers to tune if the base is all-MiniLM-L6-v2; None, and of any other base: all."""
     train: Mapping[str, Sequence[Row]]
     """Rows by device name, one device for each of :data:`~benchmarks.quickstart.settings.DEVICES`."""

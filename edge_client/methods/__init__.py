@@ -1,6 +1,6 @@
-"""Tuning methods: each makes a hand-out trainable on a base model, and what became of it an update."""
+"""Tuning methods: each says which tensors a run trains, and makes a hand-out of them trainable on a base model."""
 
-from edge_client.methods.interface import Method
-from edge_client.methods.registry import build_method
+from edge_client.methods.interface import Method, Subject, Trainables, Tuner
+from edge_client.methods.registry import METHODS, method_of, read_method
 
-__all__ = ["Method", "build_method"]
+__all__ = ["METHODS", "Method", "Subject", "Trainables", "Tuner", "method_of", "read_method"]

@@ -1,4 +1,4 @@
-"""Dense trainables of a run: heads, biases and the like, held as origin plus offset."""
+"""Dense trainables of a run: heads, biases, prompts and the like, held as origin plus offset."""
 
 from __future__ import annotations
 
@@ -11,12 +11,42 @@ from torch import Tensor, nn
 
 from edge_client.errors import AggregatorError, BaseModelError
 from edge_client.model.task_model import TaskModel
-from protocol.manifest import DenseTensor
+from protocol.manifest import DenseTensor, Manifest
+from protocol.payload import AdapterTensors, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DenseOffsets"]
+__all__ = ["DenseOffsets", "DenseTuner"]
+
+
+class DenseTuner:
+    """Implements :class:`edge_client.methods.interface.Tuner` for methods without low-rank modules.
+
+    Args:
+        model: Base model with head, frozen, and with what the method installed in it.
+        manifest: Names the tensors.
+
+    Raises:
+        BaseModelError: As :class:`DenseOffsets`.
+    """
+
+    def __init__(self, model: TaskModel, manifest: Manifest) -> None:
+        self._model, self._dense = model, DenseOffsets(model, manifest.dense)
+
+    @property
+    def model(self) -> nn.Module:
+        """The base model."""
+        return self._model.backbone
+
+    def load(self, handout: AdapterTensors, rank: int, active: Layout) -> list[nn.Parameter]:
+        """See :meth:`edge_client.methods.interface.Tuner.load`."""
+        del rank
+        return self._dense.load(handout.dense, (tensor.name for tensor in active.dense))
+
+    def change(self, active: Layout) -> AdapterTensors:
+        """See :meth:`edge_client.methods.interface.Tuner.change`."""
+        return AdapterTensors(self._dense.change(tensor.name for tensor in active.dense), active.zeros(0).slots)
 
 
 class DenseOffsets:

@@ -1,17 +1,53 @@
-"""What a tuning method has to do, whatever it trains."""
+"""What a tuning method has to do: declare what a run trains, and hold that on a device's base model."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 
+from protocol.manifest import DenseTensor, LowRankModule, Manifest, Quantization, Task
 from protocol.payload import AdapterTensors, Layout
 
-__all__ = ["Method"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from edge_client.methods.lora import LoraSettings
+    from edge_client.model.task_model import TaskModel
+    from protocol.typed import Option
+
+__all__ = ["Method", "Subject", "Trainables", "Tuner"]
 
 
-class Method(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a method is to tune."""
+
+    backbone: PreTrainedModel
+    """The base model on the meta device: shapes without values."""
+    task: Task
+    """What for."""
+    rank_max: int
+    """Highest rank of a device."""
+    head: tuple[DenseTensor, ...]
+    """The tensors of the task's head, which every method trains besides."""
+    seed: int
+    """Of fresh values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainables:
+    """What a method trains, beside the head."""
+
+    low_rank: tuple[LowRankModule, ...] = ()
+    """Linear maps tuned in product space."""
+    dense: tuple[DenseTensor, ...] = ()
+    """Tensors tuned as they are."""
+
+
+class Tuner(Protocol):
     """Holds one run's trainables on the resident base model, from assignment to assignment."""
 
     @property
@@ -35,3 +71,37 @@ class Method(Protocol):
 
     def change(self, active: Layout) -> AdapterTensors:
         """What training changed since :meth:`load`, in the layout ``active``, relative to exactly what was loaded."""
+
+
+class Method(Protocol):
+    """One way to tune a base model: a frozen dataclass, whose fields are the settings that a run's devices share."""
+
+    name: ClassVar[str]
+    """What a manifest calls it."""
+    quantizations: ClassVar[frozenset[Quantization]]
+    """What a device may hold the base in."""
+
+    def declare(self, subject: Subject) -> Trainables:
+        """What a run trains; its names are those that :meth:`tuner` finds on the device's model.
+
+        Raises:
+            ConfigError: This model or task cannot be tuned so; says why.
+        """
+
+    def tuner(self, model: TaskModel, manifest: Manifest, lora: LoraSettings) -> Tuner:
+        """Makes a device's model ready.
+
+        Args:
+            model: Base model with pooling and head, frozen; modules may be installed in it.
+            manifest: The run, of this method.
+            lora: The device's own LoRA settings.
+
+        Raises:
+            BaseModelError: The model has not what the manifest names.
+        """
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """The settings, as a manifest holds them."""
+        described: Any = self
+        return {field.name: getattr(self, field.name) for field in fields(described)}

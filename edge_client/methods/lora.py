@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from edge_client.errors import AggregatorError, BaseModelError
+from edge_client.errors import AggregatorError, BaseModelError, ConfigError
 from edge_client.methods.dense import DenseOffsets
+from edge_client.methods.interface import Method, Subject, Trainables, Tuner
 from edge_client.model.quiet import quiet_loading
 from edge_client.model.task_model import TaskModel
-from protocol.manifest import Manifest
+from protocol.manifest import LowRankModule, Manifest, Pooling, Quantization
 from protocol.payload import AdapterTensors, Factor, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
-__all__ = ["Lora", "LoraSettings"]
+__all__ = ["Lora", "LoraSettings", "LoraTuner"]
 
 _TRAINED, _RESIDUAL = "default", "residual"
 _DEFAULT_SCALING = 2.0
@@ -65,8 +69,51 @@ class LoraSettings:
         return math.sqrt(rank) if self.use_rslora else float(rank)
 
 
-class Lora:
-    """Implements :class:`edge_client.methods.interface.Method`.
+@dataclass(frozen=True, kw_only=True)
+class Lora(Method):
+    """Low-rank updates of linear layers, at each device's own rank.
+
+    Raises:
+        ConfigError: No target is named.
+    """
+
+    target_modules: tuple[str, ...] | None = None
+    """Suffixes of the linear layers to tune, as PEFT takes them (``("query", "value")``); None: all linear layers of
+    the body but a pooler that the task does not use."""
+
+    name: ClassVar[str] = "lora"
+    quantizations: ClassVar[frozenset[Quantization]] = frozenset(Quantization)
+
+    def __post_init__(self) -> None:
+        if self.target_modules is not None and not self.target_modules:
+            raise ConfigError("target_modules: expected at least one name, or none for all linear layers")
+
+    def declare(self, subject: Subject) -> Trainables:
+        """See :meth:`edge_client.methods.interface.Method.declare`."""
+        linear = dict(_linear_layers(subject.backbone))
+        if self.target_modules is None:
+            unused = {"pooler"} if subject.task.pooling is not Pooling.MODEL else set()
+            chosen = [name for name in linear if unused.isdisjoint(name.split("."))]
+        else:
+            for suffix in self.target_modules:
+                if not any(_matches(name, suffix) for name in linear):
+                    raise ConfigError(
+                        f"target_modules: {suffix!r} matches no linear layer; there are {_last_parts(linear)}"
+                    )
+            chosen = [name for name in linear if any(_matches(name, suffix) for suffix in self.target_modules)]
+        return Trainables(
+            low_rank=tuple(
+                LowRankModule(name=name, out_features=linear[name][0], in_features=linear[name][1]) for name in chosen
+            )
+        )
+
+    def tuner(self, model: TaskModel, manifest: Manifest, lora: LoraSettings) -> Tuner:
+        """See :meth:`edge_client.methods.interface.Method.tuner`."""
+        return LoraTuner(model, manifest, lora)
+
+
+class LoraTuner:
+    """Implements :class:`edge_client.methods.interface.Tuner`.
 
     Args:
         model: Base model with pooling and head, frozen.
@@ -89,13 +136,13 @@ class Lora:
         return model
 
     def load(self, handout: AdapterTensors, rank: int, active: Layout) -> list[nn.Parameter]:
-        """See :meth:`edge_client.methods.interface.Method.load`."""
+        """See :meth:`edge_client.methods.interface.Tuner.load`."""
         factors = self._load_factors(handout, rank, active)
         # PEFT freezes all that is not its own when it wraps a model, so the dense tensors come last.
         return self._dense.load(handout.dense, (tensor.name for tensor in active.dense)) + factors
 
     def change(self, active: Layout) -> AdapterTensors:
-        """``(s·dB, dA)`` and dense differences; see :meth:`edge_client.methods.interface.Method.change`."""
+        """``(s·dB, dA)`` and dense differences; see :meth:`edge_client.methods.interface.Tuner.change`."""
         rank = self._ranks[0] if self._ranks is not None else 0
         found = active.zeros(rank)
         for module in active.low_rank:
@@ -156,6 +203,26 @@ class Lora:
         if not isinstance(layer, LoraLayer):
             raise BaseModelError(f"the manifest tunes {name!r}, which PEFT found no linear layer for in this model")
         return layer
+
+
+def _linear_layers(backbone: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Linear layers of the body, with their output and input widths; heads lie outside it."""
+    body = {id(module) for module in backbone.base_model.modules()}
+    for name, module in backbone.named_modules():
+        if id(module) not in body:
+            continue
+        if isinstance(module, nn.Linear):
+            yield name, (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            yield name, (module.weight.shape[1], module.weight.shape[0])
+
+
+def _matches(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _last_parts(names: dict[str, tuple[int, int]]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def _set(layer: Any, adapter: str, b: Any, a: Any, trained: AbstractSet[Factor]) -> list[nn.Parameter]:

@@ -1,27 +1,52 @@
-"""Finds the tuning method that a manifest names."""
+"""Finds the tuning method that a manifest, or a person, names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
 from edge_client.errors import ConfigError
+from edge_client.methods.head import Head
 from edge_client.methods.interface import Method
-from edge_client.methods.lora import Lora, LoraSettings
-from edge_client.model.task_model import TaskModel
-from protocol.manifest import Manifest
+from edge_client.methods.lora import Lora
 
-__all__ = ["build_method"]
+if TYPE_CHECKING:
+    from protocol.manifest import Manifest
+    from protocol.typed import Option
+
+__all__ = ["METHODS", "method_of", "read_method"]
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (Head, Lora)})
+"""By name."""
 
 
-def build_method(model: TaskModel, manifest: Manifest, lora: LoraSettings) -> Method:
-    """The manifest's method on this base model.
-
-    Args:
-        model: Base model with pooling and head.
-        manifest: The run.
-        lora: This device's own LoRA settings.
+def read_method(name: str, options: Mapping[str, Option]) -> Method:
+    """The method of this name with these settings.
 
     Raises:
-        ConfigError: This version does not know the method.
+        ConfigError: There is no such method or setting, or a setting has a value that it cannot have.
     """
-    if manifest.method != "lora":
-        raise ConfigError(f"the run tunes by {manifest.method!r}; this version knows 'lora': upgrade tributary-fl")
-    return Lora(model, manifest, lora)
+    if name not in METHODS:
+        raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    kind: Any = METHODS[name]
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        has = f"has {', '.join(known)}" if known else "has no settings"
+        raise ConfigError(f"method {name!r}: there is no setting {unknown[0]!r}; it {has}")
+    method: Method = kind(**options)
+    return method
+
+
+def method_of(manifest: Manifest) -> Method:
+    """The manifest's method.
+
+    Raises:
+        ConfigError: This version does not know it, or not with these settings.
+    """
+    try:
+        return read_method(manifest.method, manifest.method_options)
+    except ConfigError as error:
+        raise ConfigError(f"the run tunes by {manifest.method!r} ({error}): upgrade tributary-fl") from error

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.model.checkpoint import Checkpoint
 from protocol.initializers import Distribution, Initializer
-from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Pooling, Quantization, Task, TaskKind
+from protocol.manifest import BaseModel, DenseTensor, Manifest, Quantization, Task, TaskKind
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from edge_client.methods import Method
 
 __all__ = ["write_manifest"]
 
@@ -23,11 +25,11 @@ def write_manifest(
     model: str | Path,
     task: Task,
     *,
+    method: Method | None = None,
     rank_max: int = 16,
-    target_modules: Sequence[str] | None = None,
     train_head: bool = True,
     head_seed: int = 0,
-    quantizations: Sequence[Quantization] = tuple(Quantization),
+    quantizations: Sequence[Quantization] | None = None,
     name: str | None = None,
 ) -> Manifest:
     """Describes a run on this model for this task.
@@ -35,68 +37,55 @@ def write_manifest(
     Args:
         model: Hub id or folder.
         task: What the run tunes for.
-        rank_max: Highest LoRA rank any device may train.
-        target_modules: Suffixes of the linear layers to tune, as PEFT takes them (``["query", "value"]``); None: all
-            linear layers of the body but a pooler that the task does not use.
+        method: How; None: LoRA on all linear layers.
+        rank_max: Highest rank any device may train.
         train_head: Whether the head is tuned; one that the checkpoint does not have must be.
-        head_seed: Seed of a fresh head's starting values.
-        quantizations: What devices of this run may hold the base in.
+        head_seed: Seed of fresh tensors' starting values.
+        quantizations: What devices of this run may hold the base in; None: all that the method can tune.
         name: Name of the base for people; None: the hub id or the folder's name.
 
     Raises:
         BaseModelError: The checkpoint cannot be read, or does not fit the task.
-        ConfigError: A target matches no linear layer, or a fresh head is not to be trained.
+        ConfigError: The method cannot tune this model or task, or not on a base held so; or a fresh head is not to be
+            trained.
     """
+    from edge_client.methods import Subject
+    from edge_client.methods.lora import Lora
     from edge_client.model.base_model import meta_backbone
 
+    method = method or Lora()
     checkpoint = Checkpoint.find(model)
     backbone = meta_backbone(checkpoint, task)
+    head = tuple(_head(backbone, checkpoint, task, train_head, head_seed))
+    declared = method.declare(Subject(backbone=backbone, task=task, rank_max=rank_max, head=head, seed=head_seed))
     return Manifest(
         base=BaseModel(
             name=name or checkpoint.name,
             fingerprint=checkpoint.fingerprint(),
             architecture=type(backbone).__name__,
             tokenizer_digest=checkpoint.tokenizer_digest(),
-            quantizations=tuple(quantizations),
+            quantizations=_allowed(method, quantizations),
         ),
         task=task,
         rank_max=rank_max,
-        low_rank=tuple(_targets(backbone, task, target_modules)),
-        dense=tuple(_dense(backbone, checkpoint, task, train_head, head_seed)),
+        method=method.name,
+        method_options=method.options,
+        low_rank=declared.low_rank,
+        dense=(*head, *declared.dense),
     )
 
 
-def _targets(backbone: PreTrainedModel, task: Task, suffixes: Sequence[str] | None) -> list[LowRankModule]:
-    linear = dict(_linear_layers(backbone))
-    if suffixes is not None:
-        for suffix in suffixes:
-            if not any(_matches(name, suffix) for name in linear):
-                raise ConfigError(
-                    f"target_modules: {suffix!r} matches no linear layer; there are {_last_parts(linear)}"
-                )
-        chosen = [name for name in linear if any(_matches(name, suffix) for suffix in suffixes)]
-    else:
-        unused = {"pooler"} if task.pooling is not Pooling.MODEL else set()
-        chosen = [name for name in linear if unused.isdisjoint(name.split("."))]
-    return [LowRankModule(name=name, out_features=linear[name][0], in_features=linear[name][1]) for name in chosen]
+def _allowed(method: Method, asked: Sequence[Quantization] | None) -> tuple[Quantization, ...]:
+    if asked is None:
+        return tuple(each for each in Quantization if each in method.quantizations)
+    impossible = [each for each in asked if each not in method.quantizations]
+    if impossible:
+        possible = ", ".join(each for each in Quantization if each in method.quantizations)
+        raise ConfigError(f"method {method.name!r} cannot tune a base held in {impossible[0]}: it takes {possible}")
+    return tuple(asked)
 
 
-def _linear_layers(backbone: PreTrainedModel) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Linear layers of the body, with their output and input widths; heads lie outside it."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    body = {id(module) for module in backbone.base_model.modules()}
-    for name, module in backbone.named_modules():
-        if id(module) not in body:
-            continue
-        if isinstance(module, nn.Linear):
-            yield name, (module.out_features, module.in_features)
-        elif isinstance(module, Conv1D):
-            yield name, (module.weight.shape[1], module.weight.shape[0])
-
-
-def _dense(
+def _head(
     backbone: PreTrainedModel, checkpoint: Checkpoint, task: Task, train_head: bool, seed: int
 ) -> Iterator[DenseTensor]:
     """Head tensors, fresh ones with an initializer; and any other tensor that the checkpoint does not have."""
@@ -139,11 +128,3 @@ def _initializer(name: str, shape: tuple[int, ...], backbone: nn.Module, seed: i
         return Initializer(distribution=Distribution.ZEROS)
     scale = float(getattr(backbone.config, "initializer_range", None) or 1.0 / math.sqrt(shape[-1]))
     return Initializer(distribution=Distribution.NORMAL, scale=scale, seed=seed)
-
-
-def _matches(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith(f".{suffix}")
-
-
-def _last_parts(names: dict[str, tuple[int, int]]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))

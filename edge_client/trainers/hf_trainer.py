@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
-from edge_client.methods import Method, build_method
+from edge_client.methods import Tuner, method_of
 from edge_client.methods.lora import LoraSettings
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.cpu_nf4 import mend_cpu_nf4
@@ -76,13 +76,13 @@ class HFTrainerAdapter:
         self._base: transformers.PreTrainedModel = model
         self._source = base or str(model.config._name_or_path)
         self._quantization = _quantization_of(model)
-        self._method: Method | None = None
+        self._tuner: Tuner | None = None
         self._manifest: Manifest | None = None
 
     @property
     def model(self) -> nn.Module:
         """The ``PeftModel`` with the adapter last loaded; the plain base before the first one."""
-        return self._base if self._method is None else self._method.model
+        return self._base if self._tuner is None else self._tuner.model
 
     def info(self, manifest: Manifest) -> TrainerInfo:
         """Checks the model against the manifest and says what this device is.
@@ -94,7 +94,7 @@ class HFTrainerAdapter:
         """
         if manifest != self._manifest:
             self._check(manifest)
-            self._method = build_method(TaskModel(self._base, manifest.task), manifest, self._lora)
+            self._tuner = method_of(manifest).tuner(TaskModel(self._base, manifest.task), manifest, self._lora)
             self._manifest = manifest
         return TrainerInfo(
             fingerprint=manifest.base.fingerprint,
@@ -115,7 +115,7 @@ class HFTrainerAdapter:
         """Carries out one assignment; see :meth:`edge_client.trainers.torch_trainer.TorchTrainer.run`."""
         if assignment.kind is AssignmentKind.PROBE:
             raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this version does not know")
-        if self._method is None or self._manifest is None:
+        if self._tuner is None or self._manifest is None:
             raise ConfigError("call info(manifest) first")
         active = assignment.update_layout(self._manifest)
         self._load(handout, assignment.rank, active)
@@ -129,7 +129,7 @@ class HFTrainerAdapter:
         if watch.stopped:
             raise Cancelled
         examples = len(self._trainer.train_dataset)
-        return LocalResult(update=self._method.change(active), num_examples=examples, metrics=_numbers(metrics))
+        return LocalResult(update=self._tuner.change(active), num_examples=examples, metrics=_numbers(metrics))
 
     def install(self, adapter: AdapterTensors, rank: int) -> None:
         """Puts an adapter into the model for use, in evaluation mode; call :meth:`info` first."""
@@ -137,10 +137,10 @@ class HFTrainerAdapter:
         self._trainer.model.eval()
 
     def _load(self, adapter: AdapterTensors, rank: int, active: Layout) -> None:
-        if self._method is None:
+        if self._tuner is None:
             raise ConfigError("call info(manifest) first")
-        self._method.load(adapter, rank, active)
-        self._trainer.model = self._trainer.model_wrapped = self._method.model
+        self._tuner.load(adapter, rank, active)
+        self._trainer.model = self._trainer.model_wrapped = self._tuner.model
 
     def _check(self, manifest: Manifest) -> None:
         checkpoint = Checkpoint.find(self._source)

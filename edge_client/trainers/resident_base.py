@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.methods import Method, build_method
+from edge_client.methods import Tuner, method_of
 from edge_client.methods.lora import LoraSettings
 from edge_client.model.base_model import load_backbone, load_tokenizer, resolve_compute_dtype, switch_off_dropout
 from edge_client.model.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ class TunedModel:
 
     tokenizer: PreTrainedTokenizerBase
     """The base's."""
-    method: Method
+    tuner: Tuner
     """Holds the trainables."""
     objective: Objective
     """What the run's task minimises."""
@@ -169,7 +169,7 @@ class _Loaded:
         pad_id = int(self.tokenizer.pad_token_id)
         return TunedModel(
             tokenizer=self.tokenizer,
-            method=build_method(model, self.manifest, lora),
+            tuner=method_of(self.manifest).tuner(model, self.manifest, lora),
             objective=objective_of(self.manifest.task),
             context=Context(model=model, pad_id=pad_id, device=self.settings.torch_device),
         )

@@ -136,7 +136,7 @@ class TorchTrainer:
     @property
     def model(self) -> nn.Module:
         """The resident ``peft.PeftModel`` with the adapter last loaded; the plain base before the first one."""
-        return self._ready().tuned.method.model
+        return self._ready().tuned.tuner.model
 
     def info(self, manifest: Manifest) -> TrainerInfo:
         """Loads base and data on first use, checks them against the manifest and says what this device is.
@@ -177,7 +177,7 @@ class TorchTrainer:
             raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this version does not know")
         resident = self._ready()
         active = assignment.update_layout(resident.manifest)
-        parameters = resident.tuned.method.load(handout, assignment.rank, active)
+        parameters = resident.tuned.tuner.load(handout, assignment.rank, active)
         if assignment.kind is AssignmentKind.EVALUATE:
             return LocalResult(update=None, num_examples=len(resident.evaluation), metrics=self._evaluate(resident))
         if not resident.training:
@@ -194,13 +194,13 @@ class TorchTrainer:
                 cancelled=cancelled,
                 progress=progress,
             )
-        update = resident.tuned.method.change(active)
+        update = resident.tuned.tuner.change(active)
         return LocalResult(update=update, num_examples=len(resident.training), metrics=metrics)
 
     def install(self, adapter: AdapterTensors, rank: int) -> None:
         """Puts an adapter into the resident model for use, in evaluation mode; call :meth:`info` first."""
         resident = self._ready()
-        resident.tuned.method.load(adapter, rank, Layout((), ()))
+        resident.tuned.tuner.load(adapter, rank, Layout((), ()))
         resident.tuned.context.model.eval()
 
     def embed(self, texts: Sequence[str], batch_size: int = _EVALUATION_BATCH) -> NDArray[np.float32]:

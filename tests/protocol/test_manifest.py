@@ -50,23 +50,35 @@ TASKS = st.builds(
     template=st.none() | TEXT,
 )
 
+OPTIONS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 62), 1 << 62),
+    st.floats(allow_nan=False, allow_infinity=False, width=32),
+    TEXT,
+    st.lists(TEXT, max_size=3).map(tuple),
+)
+
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
     split = draw(st.integers(0, len(names)))
     size = st.integers(1, limits.DIMENSION_MAX)
+    rank_max = draw(st.integers(1, limits.RANK_MAX))
     return Manifest(
         base=draw(BASES),
         task=draw(TASKS),
-        rank_max=draw(st.integers(1, limits.RANK_MAX)),
+        rank_max=rank_max,
         method=draw(TEXT),
+        method_options=draw(st.dictionaries(TEXT, OPTIONS, max_size=3)),
         low_rank=tuple(LowRankModule(name=n, out_features=draw(size), in_features=draw(size)) for n in names[:split]),
         dense=tuple(
             DenseTensor(
                 name=n,
                 shape=tuple(draw(st.lists(st.integers(1, 32), max_size=8))),
                 initializer=draw(st.none() | INITIALIZERS),
+                rank_min=draw(st.integers(1, rank_max)),
             )
             for n in names[split:]
         ),
@@ -85,6 +97,13 @@ def test_white_space_and_key_order_do_not_change_the_identity(manifest: Manifest
     table = json.loads(manifest.to_json())
     spaced = json.dumps(dict(reversed(table.items())), indent=2, ensure_ascii=False).encode()
     assert Manifest.from_json(spaced).digest == manifest.digest
+
+
+@given(manifests(), st.integers(1, limits.RANK_MAX))
+def test_a_device_trains_what_its_rank_reaches(manifest: Manifest, rank: int) -> None:
+    left_alone = {tensor.name for tensor in manifest.dense if tensor.rank_min > rank}
+    assert manifest.active(rank) == tuple(name for name in manifest.names if name not in left_alone)
+    assert manifest.active(manifest.rank_max) == manifest.names
 
 
 def table_of(manifest: Manifest) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def test_a_truncated_manifest_is_refused(manifest: Manifest, data: st.DataObject
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update(format="tributary-manifest/2"), "format"),
+        (lambda t: t.update(format="tributary-manifest/3"), "format"),
         (lambda t: t.update(rank_max=0), "rank_max"),
         (lambda t: t.update(rank_max=True), "rank_max"),
         (lambda t: t.update(rank_max=limits.RANK_MAX + 1), "rank_max"),
@@ -159,6 +178,16 @@ def test_a_truncated_manifest_is_refused(manifest: Manifest, data: st.DataObject
         (lambda t: t["dense"][0].update(shape=[1 << 21, 1 << 20]), "2\\*\\*40"),
         (lambda t: t["dense"][0]["initializer"].update(scale=-1), "scale"),
         (lambda t: t["dense"][0]["initializer"].update(seed=1 << 63), "seed"),
+        (lambda t: t["dense"][0].update(rank_min=0), "rank_min"),
+        (lambda t: t["dense"][0].update(rank_min=t["rank_max"] + 1), "rank_min"),
+        (lambda t: t.update(method_options={"a": {}}), "'a'"),
+        (lambda t: t.update(method_options={"a": ["b", 1]}), "'a'"),
+        (lambda t: t.update(method_options={"a": 1 << 63}), "'a'"),
+        (lambda t: t.update(method_options=[]), "method_options"),
+        (
+            lambda t: t.update(method_options={str(n): n for n in range(limits.METHOD_OPTIONS_MAX + 1)}),
+            "method_options",
+        ),
         (lambda t: t["low_rank"][0].update(in_features=1 << 40), "in_features"),
     ],
 )
@@ -172,7 +201,7 @@ def test_a_manifest_out_of_bounds_is_refused_with_the_field_named(
 
 
 def test_another_format_is_incompatible(manifest: Manifest) -> None:
-    table = table_of(manifest) | {"format": "tributary-manifest/2"}
+    table = table_of(manifest) | {"format": "tributary-manifest/1"}
     with pytest.raises(RemoteProtocolError) as caught:
         Manifest.from_json(json.dumps(table).encode())
     assert caught.value.code is NackCode.INCOMPATIBLE

@@ -39,6 +39,7 @@ READERS: dict[str, Callable[[Fields], object]] = {
     "member": lambda f: f.member("x", Colour),
     "members": lambda f: f.members("x", Colour),
     "numbers": lambda f: f.numbers("x", 3),
+    "options": lambda f: f.options("x", 3),
     "table": lambda f: f.table("x"),
     "optional_table": lambda f: f.optional_table("x"),
     "tables": lambda f: f.tables("x", 3),

@@ -1,6 +1,7 @@
 """The adapter against dense float64 arithmetic: what is loaded is what the hand-out says, at every rank and scaling."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError
-from edge_client.methods import build_method
-from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.methods import method_of
+from edge_client.methods.lora import LoraSettings, LoraTuner
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest
@@ -37,7 +38,7 @@ def build(tiny_bert):
             compute_dtype=torch.float32,
         )
         model = TaskModel(backbone, task).eval()
-        return manifest, model, Lora(model, manifest, settings or LoraSettings())
+        return manifest, model, LoraTuner(model, manifest, settings or LoraSettings())
 
     return build
 
@@ -210,7 +211,7 @@ def test_a_module_that_the_model_lacks_is_named(build, handout):
         low_rank=(manifest.low_rank[0], LowRankModule(name="encoder.none", out_features=4, in_features=4)),
     )
     with pytest.raises(BaseModelError, match=r"encoder\.none"):
-        Lora(model, wrong, LoraSettings()).load(handout(wrong, 2), 2, Layout.of(wrong))
+        LoraTuner(model, wrong, LoraSettings()).load(handout(wrong, 2), 2, Layout.of(wrong))
 
 
 def test_a_module_of_another_width_is_refused(build, handout):
@@ -223,11 +224,12 @@ def test_a_module_of_another_width_is_refused(build, handout):
         low_rank=(LowRankModule(name=name, out_features=49, in_features=48),),
     )
     with pytest.raises(BaseModelError, match=r"\(49, 2\) in the manifest, \(48, 2\) in the model"):
-        Lora(model, wrong, LoraSettings()).load(handout(wrong, 2), 2, Layout.of(wrong))
+        LoraTuner(model, wrong, LoraSettings()).load(handout(wrong, 2), 2, Layout.of(wrong))
 
 
 def test_an_unknown_method_is_refused(build):
-    manifest, model, _ = build()
-    other = Manifest(base=manifest.base, task=manifest.task, rank_max=4, low_rank=manifest.low_rank, method="prefix")
-    with pytest.raises(ConfigError, match="tunes by 'prefix'"):
-        build_method(model, other, LoraSettings())
+    manifest, _, _ = build()
+    with pytest.raises(ConfigError, match=r"tunes by 'magic' \(method: expected one of .*lora"):
+        method_of(replace(manifest, method="magic"))
+    with pytest.raises(ConfigError, match="there is no setting 'width'; it has target_modules"):
+        method_of(replace(manifest, method_options={"width": 4}))

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.methods.lora import LoraSettings, LoraTuner
 from edge_client.model.base_model import (
     load_backbone,
     load_config,
@@ -52,7 +52,7 @@ def test_gradients_after_an_evaluation_are_those_without_one(name, task, quantiz
     folder = request.getfixturevalue(name)
     manifest = write_manifest(folder, task)
     model = TaskModel(load(folder, manifest, quantization), task)
-    lora = Lora(model, manifest, LoraSettings())
+    lora = LoraTuner(model, manifest, LoraSettings())
     batch = {"input_ids": torch.arange(4, 20).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
 
     def output() -> torch.Tensor:

@@ -3,6 +3,7 @@ import torch
 import transformers
 
 from edge_client.errors import BaseModelError, ConfigError
+from edge_client.methods.lora import Lora
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest
 from protocol.initializers import Distribution
@@ -62,7 +63,9 @@ def test_a_language_model_keeps_its_output_embedding(tiny_llama):
 
 
 def test_target_modules_select_by_suffix(tiny_llama):
-    manifest = write_manifest(tiny_llama, LANGUAGE, target_modules=["q_proj", "model.layers.1.mlp.up_proj"])
+    manifest = write_manifest(
+        tiny_llama, LANGUAGE, method=Lora(target_modules=("q_proj", "model.layers.1.mlp.up_proj"))
+    )
     assert [module.name for module in manifest.low_rank] == [
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",
@@ -72,7 +75,7 @@ def test_target_modules_select_by_suffix(tiny_llama):
 
 def test_a_target_that_matches_nothing_is_named_with_what_there_is(tiny_llama):
     with pytest.raises(ConfigError, match=r"'query' matches no linear layer; there are .*q_proj"):
-        write_manifest(tiny_llama, LANGUAGE, target_modules=["q_proj", "query"])
+        write_manifest(tiny_llama, LANGUAGE, method=Lora(target_modules=("q_proj", "query")))
 
 
 def test_a_fresh_head_must_be_trained(tiny_bert):
