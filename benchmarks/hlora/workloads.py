@@ -8,6 +8,9 @@ rounds of 2 steps, on all linear layers, 2e-3, 4e-3 and 8e-3 come to a loss of 1
 to 1.31 and 1.33 at 0.1. A step that shrinks as 1/(1 + 0.05 t) or 1/(1 + 0.1 t) ends above the constant one (1.32
 to 1.30 at α = 1, 1.35 to 1.33 at 0.1): the runs end before anything drifts. Tuning only the two layers of a block that
 write to its output costs .07 of loss (1.23 to 1.30), and takes two thirds of the time.
+
+The encoder's, likewise at α = 1: on QQP 20 rounds of 4 steps at 1e-3 end at an accuracy of .655, 40 rounds of 2 steps
+at 2e-3 at .78.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def _llama(*, hub: str) -> Workload:
 
 def _encoder(*, hub: str, metric: str, max_length: int) -> Workload:
     """A pair of sentences on a pretrained sentence encoder."""
-    return Workload(hub=hub, metric=metric, max_length=max_length, batch_size=8, learning_rate=1e-3)
+    return Workload(hub=hub, metric=metric, max_length=max_length, batch_size=8, learning_rate=2e-3)
 
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
