@@ -90,6 +90,28 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-block ViT on four patches of 4 × 4 pixels and a class token, with the image processor of a checkpoint."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-vit"
+    config = transformers.ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=80,
+        image_size=8,
+        patch_size=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.ViTModel(config).save_pretrained(folder)
+    transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def assign() -> Callable[..., Assignment]:
     """Builds an assignment from the few things a test cares about."""
