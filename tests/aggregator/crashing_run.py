@@ -18,8 +18,8 @@ from protocol import messages
 from protocol.assignment import Assignment
 from protocol.header import decode
 from protocol.manifest import Manifest
-from tests.aggregator.conftest import FakeDevice, World
 from tests.aggregator.crash_points import CrashPoints
+from tests.aggregator.world import FakeDevice, World
 
 RANKS = {"a": 1, "b": 2, "c": 4, "bad": 2, "busy": 1, "late": 2}
 """Six devices, of which three deliver: one sends garbage, one declines, one is too late."""

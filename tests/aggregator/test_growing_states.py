@@ -12,9 +12,9 @@ from aggregator.rounds.work import merge_cohort
 from aggregator.store.retention import live_objects
 from aggregator.store.states import linked_objects
 from protocol.manifest import LowRankModule
-from tests.aggregator.conftest import World
 from tests.aggregator.crash_points import CrashPoints
 from tests.aggregator.crashing_run import ending, killed, opened, play, recomputed, stored
+from tests.aggregator.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # as in test_crash_points
 

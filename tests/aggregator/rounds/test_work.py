@@ -132,7 +132,7 @@ def test_a_large_merge_by_one_worker_needs_no_process_and_gives_the_same_bits(jo
 
 
 def test_the_daemons_merges_may_use_the_processes_that_it_was_given(new_world, monkeypatch):
-    monkeypatch.setattr("tests.aggregator.conftest.Executors", partial(Executors, merge_workers=3))
+    monkeypatch.setattr("tests.aggregator.world.Executors", partial(Executors, merge_workers=3))
     assert played(new_world(), rounds=1)[0].workers == 3
 
 
