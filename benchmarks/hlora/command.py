@@ -43,17 +43,17 @@ def _run(settings: Settings) -> None:
     from tqdm import tqdm
 
     from benchmarks.conclusion import conclude
-    from benchmarks.hlora.cell_file import CellFile, conditions_of, title
+    from benchmarks.grid import CellFile, cell_of, title
     from benchmarks.hlora.footprint import footprint_table, measure_footprints
-    from benchmarks.hlora.grid import run_grid
+    from benchmarks.hlora.grid import conditions_of, run_grid
     from benchmarks.hlora.plot import plot_grid
     from benchmarks.hlora.report import measurements, rows, tables
-    from benchmarks.hlora.settings import cells_of
+    from benchmarks.hlora.settings import Cell, cells_of
     from benchmarks.hlora.workloads import WORKLOADS
     from benchmarks.models import model_or_minilm
     from benchmarks.stages import Stages
 
-    stages, model, stored = Stages(), model_or_minilm(settings.model), CellFile(settings.cells)
+    stages, model, stored = Stages(), model_or_minilm(settings.model), CellFile(settings.cells, Cell)
     conditions, cells = conditions_of(settings, model), list(cells_of(settings.preset, settings.seeds))
     missing = stored.missing(cells, conditions)
     stages.say(f"{len(cells)} runs, {len(cells) - len(missing)} of them stored already")
@@ -62,9 +62,10 @@ def _run(settings: Settings) -> None:
         for record in run_grid(settings, todo, model, stored):
             bar.update()
             came = record.get("failure") or f"{record['cpu_s']} s of a core"
+            named = title(cell_of(record, Cell))
             if bar.disable:  # nobody watches a terminal
-                stages.say(f"{title(record)}: {came}")
-            bar.set_postfix_str(title(record))
+                stages.say(f"{named}: {came}")
+            bar.set_postfix_str(named)
     footprints = []
     if settings.preset.footprint_steps:
         stages.say("what a rank costs its device")

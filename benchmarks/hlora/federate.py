@@ -14,8 +14,8 @@ import numpy as np
 
 from aggregator.config import RunConfig
 from aggregator.merge import GlobalState, make_handout
+from benchmarks.grid import Record
 from benchmarks.hlora.arms import ARMS, Arm
-from benchmarks.hlora.cell_file import Record
 from benchmarks.hlora.settings import Cell, Preset
 from benchmarks.hlora.study import Study
 from benchmarks.hlora.workloads import WORKLOADS

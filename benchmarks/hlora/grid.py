@@ -1,26 +1,19 @@
-"""Runs cells, several at a time, and stores each as soon as it is finished."""
+"""Runs the cells of the comparison, and stores each as soon as it is finished."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
-from benchmarks.command_line import BenchmarkError
-from benchmarks.hlora.cell_file import CellFile, Record, conditions_of, title
+from benchmarks.grid import CellFile, Conditions, Record, cell_of, one_thread, or_failure, run_cells
 from benchmarks.hlora.settings import Cell, Preset, Settings
 from benchmarks.hlora.workloads import WORKLOADS
-from benchmarks.simulation import StalledError
-from edge_client.errors import EdgeClientError
 from edge_client.trainers.resident_base import SharedBase
 
-__all__ = ["or_failure", "run_grid"]
+__all__ = ["conditions_of", "run_grid"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,24 @@ class _Work:
     model: str
 
 
-def run_grid(settings: Settings, cells: Sequence[Cell], model: str, stored: CellFile) -> Iterator[Record]:
+def conditions_of(settings: Settings, model: str) -> Conditions[Cell]:
+    """What decides a cell's result beside its own fields, as a file holds it: with lists for tuples."""
+    preset = settings.preset
+    shared = {
+        "model": Path(model).name,
+        "clients": preset.clients,
+        "rounds": preset.rounds,
+        "local_steps": preset.local_steps,
+        "train_rows": preset.train_rows,
+        "test_rows": preset.test_rows,
+        "score_every": preset.score_every,
+        "exact_slots": preset.exact_slots,
+    }
+    tasks = {task: json.loads(json.dumps({**shared, **asdict(WORKLOADS[task])})) for task in preset.tasks}
+    return lambda cell: tasks.get(cell.task)
+
+
+def run_grid(settings: Settings, cells: Sequence[Cell], model: str, stored: CellFile[Cell]) -> Iterator[Record]:
     """Runs cells.
 
     Args:
@@ -50,25 +60,9 @@ def run_grid(settings: Settings, cells: Sequence[Cell], model: str, stored: Cell
     """
     conditions = conditions_of(settings, model)
     work = [_Work(cell, settings.preset, _source(settings, cell.task), model) for cell in cells]
-    for record in _records(work, min(settings.workers, len(work))):
-        stored.store({**record, "conditions": conditions[str(record["task"])]})
+    for record in run_cells(_run, work, settings.workers):
+        stored.store({**record, "conditions": conditions(cell_of(record, Cell))})
         yield record
-
-
-def _records(work: Sequence[_Work], workers: int) -> Iterator[Record]:
-    if workers <= 1:
-        yield from map(_run, work)
-        return
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: list[Future[Record]] = [pool.submit(_run, one) for one in work]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise BenchmarkError("a process that ran cells was killed; start again, finished cells are kept") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run(work: _Work) -> Record:
@@ -76,36 +70,8 @@ def _run(work: _Work) -> Record:
     from benchmarks.hlora.study import make_study
 
     study = make_study(work.cell, work.preset, work.source, work.model)
-    with _one_thread():
+    with one_thread():
         return or_failure(work.cell, lambda: run_cell(work.cell, work.preset, study, _base(work.model)))
-
-
-def or_failure(cell: Cell, run: Callable[[], Record]) -> Record:
-    """What came of a cell; if training diverged, or went so far that every update was refused, the ``failure``.
-
-    Raises:
-        BenchmarkError: It broke off for another reason, such as a full disk, which another try need not meet.
-    """
-    try:
-        return run()
-    except RuntimeError as error:
-        if not isinstance(error, StalledError) and not isinstance(error.__cause__, EdgeClientError):
-            raise BenchmarkError(f"{title(asdict(cell))}: {error}; start again, finished cells are kept") from error
-        return {**asdict(cell), "failure": str(error)}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Cells are what runs side by side, and two threads of torch's or of BLAS's would wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

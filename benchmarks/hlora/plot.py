@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.command_line import BenchmarkError
+from benchmarks.grid import Record
 from benchmarks.hlora.arms import ARMS, RANKS
-from benchmarks.hlora.cell_file import Record
 from benchmarks.hlora.report import Setting, finished
 from benchmarks.hlora.workloads import WORKLOADS
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bootstrap import Comparison, compare_paired
+from benchmarks.grid import Record, cell_of, title
 from benchmarks.hlora.arms import ARMS, BASELINE, RANKS
-from benchmarks.hlora.cell_file import Record, title
 from benchmarks.hlora.footprint import Footprint
+from benchmarks.hlora.settings import Cell
 from benchmarks.hlora.workloads import WORKLOADS
 from benchmarks.table import format_table
 
@@ -111,7 +112,7 @@ def tables(records: Sequence[Record]) -> str:
     Unseen: per cent of the update's norm that rank 2 does not hold. Bias: per cent that a merge is off the exact one.
     """
     parts = [_setting_table(setting, arms) for setting, arms in finished(records).items()]
-    failed = [f"{title(record)}: {record['failure']}" for record in records if "failure" in record]
+    failed = [f"{title(cell_of(record, Cell))}: {record['failure']}" for record in records if "failure" in record]
     return "\n\n".join([*parts, _comparison_table(records), *failed])
 
 

@@ -12,19 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.command_line import BenchmarkError, UsageError, run_command
+from benchmarks.command_line import UsageError, run_command
 from benchmarks.hlora.arms import ARMS, BASELINE
-from benchmarks.hlora.cell_file import CellFile
 from benchmarks.hlora.footprint import footprint_table, measure_footprints
-from benchmarks.hlora.grid import or_failure
 from benchmarks.hlora.plot import plot_grid
 from benchmarks.hlora.report import Setting, comparisons, finished, gain, measurements, tables
-from benchmarks.hlora.settings import PRESETS, Cell, cells_of, read_settings
+from benchmarks.hlora.settings import PRESETS, cells_of, read_settings
 from benchmarks.hlora.workloads import WORKLOADS
-from benchmarks.simulation import StalledError
-from edge_client.errors import EdgeClientError
-
-CONDITIONS = {"sst2": {"rounds": 2}, "agnews": {"rounds": 2}}
 
 
 def record(arm: str, seed: int = 0, score: float = 0.6, alpha: float | None = 1.0, **fields: object) -> dict:
@@ -50,7 +44,7 @@ def record(arm: str, seed: int = 0, score: float = 0.6, alpha: float | None = 1.
     ranks = {str(rank): {"accuracy": score - (0.1 if rank == 2 else 0.0), "loss": 0.6} for rank in (2, 4, 8, 16)}
     cell = {"task": "sst2", "alpha": alpha, "participation": 0.4, "seed": seed, "arm": arm}
     scores = {"curve": [start, end], "ranks": ranks, "server": {"accuracy": score}, "update_bytes": 400}
-    return {**cell, **scores, "conditions": CONDITIONS["sst2"]} | fields
+    return {**cell, **scores} | fields
 
 
 def settings(**flags: str):
@@ -87,23 +81,6 @@ def test_a_grid_goes_seed_by_seed_and_pools_data_once():
 def test_a_wrong_flag_is_told(flags, fault):
     with pytest.raises(UsageError, match=fault):
         settings(**flags)
-
-
-def test_stored_cells_are_not_missing_unless_they_were_run_under_other_conditions(tmp_path):
-    path = tmp_path / "cells.jsonl"
-    CellFile(path).store(record("delta"))
-    again = CellFile(path)
-    cells = [Cell(task="sst2", alpha=1.0, participation=0.4, seed=0, arm=arm) for arm in ("delta", "hlora")]
-    assert again.missing(cells, CONDITIONS) == cells[1:]
-    assert again.missing(cells, {"sst2": {"rounds": 3}}) == cells
-
-
-def test_half_a_line_costs_its_cell_and_no_other(tmp_path):
-    path = tmp_path / "cells.jsonl"
-    CellFile(path).store(record("delta"))
-    path.write_bytes(path.read_bytes() + json.dumps(record("hlora")).encode()[:-9])
-    CellFile(path).store(record("raflora"))
-    assert [found["arm"] for found in CellFile(path).records(CONDITIONS)] == ["delta", "raflora"]
 
 
 def test_pooled_data_stands_beside_every_mixture_and_failures_beside_none():
@@ -159,30 +136,6 @@ def test_coded_updates_are_measured_against_plain_ones():
 def test_the_figure_is_drawn_from_what_there_is(tmp_path):
     plot_grid([record("delta"), record("hlora", alpha=10.0)], tmp_path / "hlora.png")
     assert (tmp_path / "hlora.png").stat().st_size > 10_000
-
-
-def broken_off(cause: Exception | None):
-    """A run that ends like a simulation whose device failed."""
-
-    def run():
-        raise RuntimeError(f"a simulated device failed: {cause}") from cause
-
-    return run
-
-
-def stalled():
-    raise StalledError("the run did not end")
-
-
-def test_training_that_diverged_is_a_result_and_what_the_machine_did_is_none():
-    cell = Cell(task="sst2", alpha=1.0, participation=0.4, seed=0, arm="delta")
-    found = or_failure(cell, broken_off(EdgeClientError("the loss became nan")))
-    assert found["failure"].endswith("the loss became nan")
-    assert found["arm"] == "delta"
-    assert or_failure(cell, stalled)["failure"] == "the run did not end"
-    for cause in (OSError("no space left on device"), MemoryError("no memory"), None):
-        with pytest.raises(BenchmarkError, match=r"arm delta: .*device failed.*start again"):
-            or_failure(cell, broken_off(cause))
 
 
 def test_too_few_rows_for_the_devices_are_told(films, tiny_llama, capsys):
