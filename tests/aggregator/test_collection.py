@@ -3,23 +3,10 @@
 import pytest
 
 from aggregator.adapters.export import export_version
-from aggregator.rounds.work import MergeJob
+from aggregator.rounds.work import merge_cohort
 from aggregator.store.retention import needed_objects
 from protocol import messages
 from protocol.errors import NackCode
-
-
-def begin(world, names="ab"):
-    devices = [world.device(name) for name in names]
-    for device in devices:
-        device.ready()
-    return {device: device.task() for device in devices}
-
-
-def play(world, rounds=1, size=0.01):
-    for _ in range(rounds):
-        for device, given in begin(world).items():
-            assert isinstance(device.deliver(given, device.update(given, size=size)), messages.Ack)
 
 
 def stored(world):
@@ -29,9 +16,9 @@ def stored(world):
 @pytest.mark.parametrize("keep_versions", [0, 2])
 def test_a_run_of_30_rounds_takes_no_more_disk_than_one_of_5(new_world, keep_versions):
     world = new_world(rounds=30, keep_versions=keep_versions)
-    play(world, rounds=5)
+    world.play(rounds=5)
     files, size = len(stored(world)), sum(stored(world).values())
-    play(world, rounds=25)
+    world.play(rounds=25)
     assert world.federation.finished
     assert len(stored(world)) == files == 2 * (1 + keep_versions) + 2 * keep_versions
     assert sum(stored(world).values()) <= 1.1 * size
@@ -39,20 +26,16 @@ def test_a_run_of_30_rounds_takes_no_more_disk_than_one_of_5(new_world, keep_ver
 
 def test_all_is_kept_on_request(new_world):
     world = new_world(rounds=6, keep_versions=None)
-    play(world, rounds=6)
+    world.play(rounds=6)
     assert len(stored(world)) == 2 * 7 + 2 * 6
 
 
 @pytest.mark.parametrize("keep_versions", [0, 1, 2])
 def test_what_is_kept_is_enough_to_merge_the_last_rounds_again(new_world, keep_versions):
     world = new_world(rounds=4, keep_versions=keep_versions)
-    jobs = []
-    world.merge.submit, submit = lambda fn, job: (jobs.append((fn, job)), submit(fn, job))[1], world.merge.submit
-    play(world, rounds=4)
-    for back in range(keep_versions):
-        merge, job = jobs[-1 - back]
-        assert isinstance(job, MergeJob)
-        assert merge(job)[0].state == world.journal.versions()[-1 - back].state_digest
+    world.play(rounds=4)
+    for back in range(1, 1 + keep_versions):
+        assert merge_cohort(world.merge.jobs[-back])[0].state == world.journal.versions()[-back].state_digest
 
 
 def test_who_still_fetches_the_version_before_is_told_to_ask_again(new_world):
@@ -68,7 +51,7 @@ def test_who_still_fetches_the_version_before_is_told_to_ask_again(new_world):
 
 def test_bytes_that_were_collected_and_come_again_are_stored_again(new_world):
     world = new_world(rounds=4, keep_versions=0)
-    play(world, rounds=4, size=0.0)  # every update is the same, and every state
+    world.play(rounds=4, size=0.0)  # every update is the same, and every state
     assert world.federation.finished
     assert set(stored(world)) == needed_objects(world.journal, 0)
     world.restart()
@@ -79,14 +62,14 @@ def test_a_disk_that_refuses_to_collect_ends_the_run(world, monkeypatch):
         raise OSError(5, "input/output error")
 
     monkeypatch.setattr("aggregator.store.objects.ObjectStore.collect", failing)
-    play(world)
+    world.play()
     with pytest.raises(OSError, match="input/output"):
         world.poll()
 
 
 def test_an_update_refused_after_it_was_sealed_is_collected(new_world):
     world = new_world(over_selection=1.5, rounds=3, keep_versions=0)
-    given = begin(world, "abc")
+    given = world.assigned("abc")
     first, second, third = given
     for device in (first, second):
         device.deliver_all(given[device], device.update(given[device]))
@@ -105,9 +88,9 @@ def test_an_update_refused_after_it_was_sealed_is_collected(new_world):
 def test_an_export_of_what_is_collected_meanwhile_takes_the_version_after_it(new_world, tmp_path, monkeypatch):
     exported = []
     world = new_world(rounds=3, keep_versions=0)
-    play(world)
+    world.play()
     before = world.federation.version
-    play(world)
+    world.play()
     after = world.federation.version
     answers = iter([before, after])
 

@@ -23,20 +23,6 @@ def code(answer):
     return answer.code
 
 
-def assigned(world, names, **changes):
-    """Devices with their assignments, by name."""
-    devices = [world.device(name) for name in names]
-    for device in devices:
-        device.ready(**changes)
-    return {device: device.task(**changes) for device in devices}
-
-
-def play(world, names="ab", **changes):
-    """One round in which everybody delivers."""
-    for device, given in assigned(world, names, **changes).items():
-        assert isinstance(device.deliver(given, device.update(given)), messages.Ack)
-
-
 def fetched(device, handout):
     """A hand-out as a device gets it."""
     data = b""
@@ -93,7 +79,7 @@ def test_the_order_of_arrival_does_not_change_a_byte(new_world):
     digests = set()
     for order in (0, 1):
         world = new_world(rounds=1)
-        given = list(assigned(world, "ab").items())
+        given = list(world.assigned().items())
         for device, task in given[::-1] if order else given:
             device.deliver(task, device.update(task))
         digests.add(world.federation.version.state)
@@ -101,7 +87,7 @@ def test_the_order_of_arrival_does_not_change_a_byte(new_world):
 
 
 def test_a_late_joiner_waits_for_the_next_round(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     late = world.device("c")
     waiting = late.ready()
     assert isinstance(waiting, messages.Wait)
@@ -115,7 +101,7 @@ def test_a_late_joiner_waits_for_the_next_round(world):
 
 def test_whoever_is_too_late_of_more_than_wanted_is_told_that_its_update_is_stale(new_world):
     world = new_world(over_selection=2.0, rounds=2)
-    given = assigned(world, "abcd")
+    given = world.assigned("abcd")
     first, second, third, fourth = given
     third.offer(given[third], third.update(given[third]))
     for device in (first, second):
@@ -134,7 +120,7 @@ def test_whoever_is_too_late_of_more_than_wanted_is_told_that_its_update_is_stal
 
 def test_an_upload_that_nobody_took_up_again_after_a_restart_leaves_nothing_behind(new_world):
     world = new_world(over_selection=1.5, rounds=1)
-    given = {device.key[0]: task for device, task in assigned(world, "abc").items()}
+    given = {device.key[0]: task for device, task in world.assigned("abc").items()}
     world.device("c").offer(given["c"], world.device("c").update(given["c"]))
     world.restart()
     for name in "ab":
@@ -146,7 +132,7 @@ def test_an_upload_that_nobody_took_up_again_after_a_restart_leaves_nothing_behi
 
 def test_an_update_that_is_being_checked_when_its_round_closes_is_stale(new_world):
     world = new_world(over_selection=1.5, rounds=2)
-    given = assigned(world, "abc")
+    given = world.assigned("abc")
     first, second, third = given
     for device in (first, second):
         device.deliver_all(given[device], device.update(given[device]))
@@ -162,7 +148,7 @@ def test_an_update_that_is_being_checked_when_its_round_closes_is_stale(new_worl
 
 def test_the_deadline_closes_a_round_with_a_quorum_and_not_a_moment_before(new_world):
     world = new_world(quorum=1, deadline_s=60.0)
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.deliver(given[first], first.update(given[first]))
     world.poll(after_s=59.9)
@@ -173,7 +159,7 @@ def test_the_deadline_closes_a_round_with_a_quorum_and_not_a_moment_before(new_w
 
 def test_a_task_says_how_long_there_is(new_world):
     world = new_world(deadline_s=60.0)
-    given = assigned(world, "ab")
+    given = world.assigned()
     assert [task.deadline_s for task in given.values()] == [60.0, 60.0]
     world.now += 20
     assert next(iter(given)).task().deadline_s == 40.0
@@ -181,7 +167,7 @@ def test_a_task_says_how_long_there_is(new_world):
 
 def test_a_deadline_without_a_quorum_lets_others_in_and_those_who_gave_up_try_again(new_world):
     world = new_world(deadline_s=60.0)
-    given = assigned(world, "ab")
+    given = world.assigned()
     first, second = given
     first.say(messages.Decline(token=given[first].token, reason="busy"))
     world.poll(after_s=60.0)
@@ -194,7 +180,7 @@ def test_a_deadline_without_a_quorum_lets_others_in_and_those_who_gave_up_try_ag
 
 
 def test_a_round_without_a_deadline_takes_back_who_declined_after_a_while(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.say(messages.Decline(token=given[first].token, reason="busy"))
     assert isinstance(first.ready(), messages.Wait)
@@ -206,7 +192,7 @@ def test_a_round_without_a_deadline_takes_back_who_declined_after_a_while(world)
 
 
 def test_a_refusal_that_is_repeated_after_a_while_gives_the_place_away_again(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     bad = b"\xff" * len(first.update(given[first]))
     refused = first.deliver(given[first], bad)
@@ -218,7 +204,7 @@ def test_a_refusal_that_is_repeated_after_a_while_gives_the_place_away_again(wor
 
 
 def test_a_decline_frees_its_place_and_is_idempotent(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     decline = messages.Decline(token=given[first].token, reason="out of memory")
     assert first.say(decline) == first.say(decline) == messages.Ack(q=77, ref=given[first].token)
@@ -227,21 +213,21 @@ def test_a_decline_frees_its_place_and_is_idempotent(world):
 
 
 def test_a_long_reason_for_declining_still_lets_the_device_be_answered(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.say(messages.Decline(token=given[first].token, reason="é" * 512))
     assert isinstance(first.ready(), messages.Wait)
 
 
 def test_nobody_declines_for_another(world):
-    first, second = given = assigned(world, "ab")
+    first, second = given = world.assigned()
     answer = first.say(messages.Decline(token=given[second].token, reason="x"))
     assert (code(answer), answer.ref) == (NackCode.UNKNOWN, given[second].token)
     assert world.federation.round.members[second.key].state == "assigned"
 
 
 def test_a_decline_after_delivery_changes_nothing(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.deliver(given[first], first.update(given[first]))
     assert first.say(messages.Decline(token=given[first].token, reason="x")).type == "ACK"
@@ -259,7 +245,7 @@ def test_an_invitation_that_is_not_taken_up_lapses(world):
 
 def test_devices_are_answered_while_a_merge_is_under_way(world):
     world.merge.held = True
-    given = assigned(world, "ab")
+    given = world.assigned()
     for device, task in given.items():
         device.deliver(task, device.update(task))
     world.poll()
@@ -280,8 +266,7 @@ def test_devices_are_answered_while_a_merge_is_under_way(world):
 
 
 def test_a_run_ends_with_the_final_adapter_at_each_devices_rank(world):
-    play(world)
-    play(world)
+    world.play(rounds=2)
     assert world.federation.finished
     device = world.device("c")
     answer = device.ready(rank=3)
@@ -292,10 +277,9 @@ def test_a_run_ends_with_the_final_adapter_at_each_devices_rank(world):
 
 
 def test_a_finished_run_can_be_extended(world):
-    play(world)
-    play(world)
+    world.play(rounds=2)
     assert world.federation.extend(1) == 3
-    play(world)
+    world.play()
     assert world.federation.version.version == 3
     assert isinstance(world.device("a").ready(), messages.Finished)
     assert world.journal.get_meta("rounds") == "3"
@@ -310,7 +294,7 @@ def test_a_run_is_extended_by_at_least_one_round(world, rounds):
 
 def test_a_run_can_start_from_a_state_that_it_was_given(new_world, manifest):
     before = new_world(rounds=1)
-    play(before, rank=4)
+    before.play(rank=4)
     warm = new_world(state=before.state().to_bytes(), rounds=1)
     assert warm.state().to_bytes() == before.state().to_bytes()
     first, second = warm.device("a"), warm.device("b")
@@ -324,9 +308,7 @@ def test_a_run_can_start_from_a_state_that_it_was_given(new_world, manifest):
 
 def test_updates_that_change_nothing_keep_the_state_at_zero(new_world):
     world = new_world(rounds=3)
-    for _ in range(3):
-        for device, given in assigned(world, "ab").items():
-            device.deliver(given, device.update(given, size=0.0))
+    world.play(rounds=3, size=0.0)
     zero = GlobalState.zeros(world.manifest)
     assert world.federation.version.version == 3
     assert world.state().to_bytes() == zero.to_bytes()
@@ -363,7 +345,7 @@ def test_the_manifest_is_served_in_pieces(world):
 
 
 def test_an_unknown_object_or_an_offset_behind_the_end_is_said_to_be_so(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     device, task = next(iter(given.items()))
     size = task.handout.object_bytes
     for digest, offset in (
@@ -394,7 +376,7 @@ def test_a_device_with_the_residual_gets_all_slots_and_trains_its_own(new_world)
 def test_a_run_wakes_up_in_time_to_note_its_age(new_world):
     world = new_world(deadline_s=7.0, quorum=1)
     assert world.federation.next_wakeup(world.now) is None
-    given = assigned(world, "ab")
+    given = world.assigned()
     assert world.federation.next_wakeup(world.now) == world.now + ELAPSED_EVERY_S
     first = next(iter(given))
     first.deliver(given[first], first.update(given[first]))
@@ -408,7 +390,7 @@ def test_a_run_wakes_up_in_time_to_note_its_age(new_world):
 
 def test_downtime_does_not_eat_the_deadline(new_world):
     world = new_world(deadline_s=60.0, quorum=1)
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.deliver(given[first], first.update(given[first]))
     for _ in range(8):
@@ -423,7 +405,7 @@ def test_downtime_does_not_eat_the_deadline(new_world):
 
 
 def test_a_restart_gives_every_device_the_assignment_it_had(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     tasks = {device.key: task for device, task in given.items()}
     world.restart()
     for name in "ab":
@@ -433,7 +415,7 @@ def test_a_restart_gives_every_device_the_assignment_it_had(world):
 
 
 def test_an_update_sealed_before_a_crash_need_not_be_sent_again(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     device = next(iter(given))
     data = device.update(given[device])
     world.verify.held = True
@@ -451,7 +433,7 @@ POINTS = ("assigned", "offered", "half", "checked", "acknowledged", "closed", "m
 
 def run_with_a_crash(world, point):
     """One round; the aggregator crashes at the point named, and the devices go on as real ones do."""
-    given = assigned(world, "ab")
+    given = world.assigned()
     tasks = {device.key[0]: task for device, task in given.items()}
     first, second = given
     data = {device.key[0]: device.update(task) for device, task in given.items()}
@@ -481,7 +463,7 @@ def run_with_a_crash(world, point):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_at_any_point_ends_in_the_same_bytes(new_world, point):
     whole, broken = new_world(rounds=1), new_world(rounds=1)
-    play(whole)
+    whole.play()
     run_with_a_crash(broken, point)
     assert broken.federation.finished
     assert broken.federation.version == whole.federation.version
@@ -492,14 +474,14 @@ def test_a_crash_at_any_point_ends_in_the_same_bytes(new_world, point):
 def test_a_restart_between_rounds_changes_nothing(new_world):
     whole, broken = new_world(rounds=3), new_world(rounds=3)
     for _ in range(3):
-        play(whole)
-        play(broken)
+        whole.play()
+        broken.play()
         broken.restart()
     assert broken.federation.version == whole.federation.version
 
 
 def test_who_declined_before_a_restart_is_not_waited_for_after_it(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     first = next(iter(given))
     first.say(messages.Decline(token=given[first].token, reason="busy"))
     world.restart()
@@ -508,7 +490,7 @@ def test_who_declined_before_a_restart_is_not_waited_for_after_it(world):
 
 
 def test_the_assignment_is_journalled_as_it_was_told_but_for_the_time_left(world):
-    given = assigned(world, "ab")
+    given = world.assigned()
     for device, task in given.items():
         row = world.journal.assignment_of(1, device.key)
         assert Assignment.from_json(row.document) == replace(task, deadline_s=None)

@@ -18,14 +18,9 @@ from protocol.payload import Layout
 FRESH_FIRST = (StrategyName.DELTA_FRESH, StrategyName.FLORA)
 
 
-def play(world, size=0.3):
-    """One round of two devices, of one rank, that take the residual."""
-    devices = [world.device(name) for name in "ab"]
-    for device in devices:
-        device.ready(residual=True)
-    for device in devices:
-        given = device.task(residual=True)
-        assert isinstance(device.deliver(given, device.update(given, size=size)), messages.Ack)
+def play(world, rounds=1, size=0.3):
+    """Rounds of two devices, of one rank, that take the residual."""
+    world.play(rounds=rounds, size=size, residual=True)
 
 
 def fetched(device, handout):
@@ -51,8 +46,7 @@ def finished(world, name="c", **changes):
 @pytest.mark.parametrize("name", list(StrategyName))
 def test_a_device_keeps_the_best_adapter_of_its_rank_under_every_strategy(new_world, name):
     world = new_world(strategy=name, residual_slots=8, rounds=2, handout_codec=Codec.FP32, update_codec=Codec.FP32)
-    play(world)
-    play(world)
+    play(world, rounds=2)
     layout, model, default = Layout.of(world.manifest), model_of(world), world.config.default_rank
     for rank in (default,) if name is StrategyName.FEDIT else (1, 2, 3, 4):
         device = world.device("c")
@@ -69,8 +63,7 @@ def test_a_device_keeps_the_best_adapter_of_its_rank_under_every_strategy(new_wo
 
 def test_only_the_last_rounds_version_has_adapters_to_keep(new_world):
     world = new_world(strategy=StrategyName.DELTA_ROTATE, rounds=2, keep_versions=None)
-    play(world)
-    play(world)
+    play(world, rounds=2)
     before, last = world.journal.versions()[1:]
     assert before.final_digest is None
     assert last.final_digest not in (None, last.body_digest)

@@ -32,31 +32,16 @@ def growing(monkeypatch, manifest):
     return replace(manifest, low_rank=(*manifest.low_rank, large))
 
 
-def played(world: World, rounds: int) -> list:
-    """Plays rounds of two devices; their merge jobs."""
-    jobs, submit = [], world.merge.submit
-    world.merge.submit = lambda fn, job: (jobs.append(job), submit(fn, job))[1]
-    for _ in range(rounds):
-        devices = [world.device(name) for name in "ab"]
-        for device in devices:
-            device.ready()
-        for device in devices:
-            given = device.task()
-            device.deliver(given, device.update(given, size=0.3))
-        world.poll()
-    return jobs
-
-
 def links(world: World) -> tuple[str, ...]:
     return linked_objects(world.objects, world.federation.version.state)
 
 
 def test_a_run_leads_to_the_same_state_however_its_versions_are_stored(new_world, growing, monkeypatch):
     grown = new_world(manifest=growing, rounds=7)
-    played(grown, 7)
+    grown.play(rounds=7, size=0.3)
     monkeypatch.setattr("aggregator.store.states.LINKS_MAX", 0)
     whole = new_world(manifest=growing, rounds=7)
-    played(whole, 7)
+    whole.play(rounds=7, size=0.3)
     assert grown.state().to_bytes() == whole.state().to_bytes()
     assert [grown.journal.reports(number) for number in range(1, 8)] == [
         whole.journal.reports(number) for number in range(1, 8)
@@ -66,27 +51,30 @@ def test_a_run_leads_to_the_same_state_however_its_versions_are_stored(new_world
 @pytest.mark.parametrize("keep_versions", [0, 2, None])
 def test_what_live_versions_are_made_of_is_kept_and_nothing_else(new_world, growing, keep_versions):
     world = new_world(manifest=growing, rounds=6, keep_versions=keep_versions)
-    played(world, 4)
+    world.play(rounds=4, size=0.3)
     assert len(links(world)) == 4
     assert stored(world.folder) == live_objects(world.journal, world.objects, keep_versions)
     before = world.state().to_bytes()
     world.restart()
     assert stored(world.folder) == live_objects(world.journal, world.objects, keep_versions)
     assert world.state().to_bytes() == before
-    played(world, 2)
+    world.play(rounds=2, size=0.3)
     assert world.federation.finished
 
 
 def test_every_kept_version_is_merged_again_to_the_same_objects(new_world, growing):
     world = new_world(manifest=growing, rounds=5, keep_versions=None)
-    jobs, before = played(world, 5), stored(world.folder)
-    assert [merge_cohort(job)[0].state for job in jobs] == [row.state_digest for row in world.journal.versions()[1:]]
+    world.play(rounds=5, size=0.3)
+    before = stored(world.folder)
+    assert [merge_cohort(job)[0].state for job in world.merge.jobs] == [
+        row.state_digest for row in world.journal.versions()[1:]
+    ]
     assert stored(world.folder) == before
 
 
 def test_a_damaged_link_keeps_the_run_from_starting(new_world, growing):
     world = new_world(manifest=growing, rounds=5)
-    played(world, 3)
+    world.play(rounds=3, size=0.3)
     world.objects.path(links(world)[0]).write_bytes(b"something else")
     with pytest.raises(Exception, match="is damaged"):
         world.restart()

@@ -15,20 +15,8 @@ from aggregator.rounds.machine import Phase
 from aggregator.status import run_status
 from aggregator.store.journal import Journal
 from aggregator.workers.executors import worker_executors
-from protocol import messages
 
 PATIENCE_S = 30.0
-
-
-def play(world) -> list:
-    """One round in which two devices deliver; the devices."""
-    devices = [world.device(name) for name in "ab"]
-    for device in devices:
-        device.ready()
-    for device in devices:
-        given = device.task()
-        assert isinstance(device.deliver(given, device.update(given)), messages.Ack)
-    return devices
 
 
 @pytest.fixture
@@ -54,12 +42,11 @@ def settle(world, pool: Executors) -> None:
 
 def test_a_worker_killed_in_the_middle_of_a_merge_is_replaced_and_the_merge_done_again(new_world, pool):
     whole, world = new_world(rounds=2), new_world(rounds=2)
-    play(whole)
-    play(whole)
+    whole.play(rounds=2)
     attach(world, pool)
     worker = pool.merge.submit(os.getpid).result(PATIENCE_S)
     os.kill(worker, signal.SIGSTOP)  # it will be in the middle of the merge for as long as we like
-    play(world)
+    world.play()
     assert world.federation.round.phase is Phase.MERGING
     os.kill(worker, signal.SIGKILL)
     settle(world, pool)
@@ -68,7 +55,7 @@ def test_a_worker_killed_in_the_middle_of_a_merge_is_replaced_and_the_merge_done
     settle(world, pool)
     assert world.federation.version.version == 1
     assert pool.merge.submit(os.getpid).result(PATIENCE_S) != worker
-    play(world)
+    world.play()
     settle(world, pool)
     assert world.federation.finished
     assert world.federation.version == whole.federation.version
@@ -88,7 +75,7 @@ def test_while_merges_fail_devices_are_answered_and_the_operator_is_told(world, 
 
     with monkeypatch.context() as patched:
         patched.setattr("aggregator.rounds.merging.merge_cohort", full)
-        first, _ = play(world)
+        first, _ = world.play()
         for _ in range(3):
             world.poll(after_s=world.federation.next_wakeup(world.now) - world.now)
     assert world.federation.version.version == 0
@@ -110,7 +97,7 @@ def test_a_journal_that_has_no_room_for_the_commit_gets_it_later(world, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "commit_round", full)
-        play(world)
+        world.play()
         assert world.federation.version.version == 0
         assert world.federation.round.phase is Phase.MERGING
     world.poll(after_s=1.0)
@@ -120,7 +107,7 @@ def test_a_journal_that_has_no_room_for_the_commit_gets_it_later(world, monkeypa
 def test_a_restart_tries_a_failed_merge_at_once(world, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("aggregator.rounds.merging.merge_cohort", lambda job: 1 / 0)
-        play(world)
+        world.play()
         assert world.federation.merge_failure is not None
     world.restart()
     assert world.federation.next_wakeup(world.now) == world.now

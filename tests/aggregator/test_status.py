@@ -72,13 +72,7 @@ def test_a_place_that_nobody_has_and_who_is_out_are_named(world, status):
 def test_a_merge_and_the_end_are_told(world, status):
     world.merge.held = True
     for _ in range(2):
-        devices = [world.device(name) for name in "ab"]
-        for device in devices:
-            device.ready()
-        for device in devices:
-            given = device.task()
-            device.deliver(given, device.update(given))
-        world.poll()
+        world.play()
         assert status().phase == "merging"
         assert status().waiting_for == "the merge of 2 updates"
         world.merge.step()

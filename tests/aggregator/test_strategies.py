@@ -28,22 +28,6 @@ def strategy_state(world):
     return strategy, strategy.from_bytes(data, world.manifest)
 
 
-def round_of_two(world):
-    devices = [world.device(name) for name in "ab"]
-    for device in devices:
-        device.ready(residual=True)
-    for device in devices:
-        given = device.task(residual=True)
-        device.deliver(given, device.update(given, size=0.5))
-
-
-def caught_merge(world):
-    """The merge job that the next round makes, in a list."""
-    seen, submit = [], world.merge.submit
-    world.merge.submit = lambda fn, job: (seen.append(job), submit(fn, job))[1]
-    return seen
-
-
 def merged_by_hand(world, strategy, state, job):
     layout = Layout.of(world.manifest)
     handout = layout.decode_body(world.objects.view(job.base.body), job.base.slots, job.base.codec)
@@ -68,13 +52,12 @@ def test_a_run_merges_by_the_strategy_it_was_made_with(new_world, name):
     strategy, before = strategy_state(world)
     start = strategy.start(world.manifest, GlobalState.zeros(world.manifest), version_seed(0, 0))
     assert strategy.to_bytes(before) == strategy.to_bytes(start)
-    job = caught_merge(world)
-    round_of_two(world)
+    world.play(size=0.5, residual=True)
     _, after = strategy_state(world)
-    assert strategy.to_bytes(after) == strategy.to_bytes(merged_by_hand(world, strategy, before, job[0]))
+    assert strategy.to_bytes(after) == strategy.to_bytes(merged_by_hand(world, strategy, before, world.merge.jobs[0]))
     assert all(module.svd.norm > 0 for module in strategy.offset(after, world.manifest).low_rank.values())
     world.restart()
-    round_of_two(world)
+    world.play(size=0.5, residual=True)
     assert world.federation.version.version == 2
 
 

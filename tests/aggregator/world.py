@@ -30,10 +30,11 @@ from protocol.payload import AdapterTensors
 
 
 class SteppedExecutor(Executor):
-    """Does the work where it is submitted, or, once ``held``, when the test says so."""
+    """Does the work where it is submitted, or, once ``held``, when the test says so, and remembers the jobs."""
 
     def __init__(self) -> None:
         self.held = False
+        self.jobs: list[Any] = []
         self._pending: deque[Callable[[], None]] = deque()
 
     def submit(self, fn, /, *args, **kwargs) -> Future:
@@ -45,6 +46,7 @@ class SteppedExecutor(Executor):
             except Exception as error:
                 future.set_exception(error)
 
+        self.jobs += args
         self._pending.append(work)
         if not self.held:
             self.step()
@@ -196,6 +198,25 @@ class World:
         made = FakeDevice(self, name.ljust(40, "_"), self.new_peer())
         self.devices[made.peer] = made
         return made
+
+    def assigned(self, names: Iterable[str] = "ab", **changes: Any) -> dict[FakeDevice, Assignment]:
+        """Devices with their assignments. All ask before any gets one: a round begins with its cohort."""
+        devices = [self.device(name) for name in names]
+        for device in devices:
+            device.ready(**changes)
+        return {device: device.task(**changes) for device in devices}
+
+    def play(
+        self, names: Iterable[str] = "ab", *, rounds: int = 1, size: float = 0.01, **changes: Any
+    ) -> list[FakeDevice]:
+        """Rounds in which each of these devices delivers an update of this magnitude; the last round's devices."""
+        given: dict[FakeDevice, Assignment] = {}
+        for _ in range(rounds):
+            given = self.assigned(names, **changes)
+            for device, task in given.items():
+                answer = device.deliver(task, device.update(task, size=size))
+                assert isinstance(answer, messages.Ack), answer
+        return list(given)
 
     def new_peer(self) -> bytes:
         return next(self._numbers).to_bytes(8, "big")

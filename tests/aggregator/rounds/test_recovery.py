@@ -11,13 +11,6 @@ def states(state):
     return {key: (member.state, member.round, member.reason) for key, member in state.members.items()}
 
 
-def begin(world, names="ab"):
-    devices = [world.device(name) for name in names]
-    for device in devices:
-        device.ready()
-    return {device: device.task() for device in devices}
-
-
 def test_a_run_that_never_opened_a_round_gathers(world):
     world.device("a").ready()
     found = recovered_round(world.journal, 5.0)
@@ -26,7 +19,7 @@ def test_a_run_that_never_opened_a_round_gathers(world):
 
 def test_an_open_round_comes_back_with_what_became_of_everybody(new_world):
     world = new_world(cohort_size=4)
-    first, second, third, fourth = given = begin(world, "abcd")
+    first, second, third, fourth = given = world.assigned("abcd")
     first.deliver(given[first], first.update(given[first]))
     second.say(messages.Decline(token=given[second].token, reason="busy"))
     third.deliver(given[third], b"\xff" * len(third.update(given[third])))
@@ -37,14 +30,14 @@ def test_an_open_round_comes_back_with_what_became_of_everybody(new_world):
 
 
 def test_a_revoked_device_is_not_waited_for(world):
-    first, _ = begin(world)
+    first, _ = world.assigned()
     world.journal.enrol_client(first.key, "a", 0.0)
     world.journal.revoke_client(first.key)
     assert recovered_round(world.journal, 0.0).members[first.key].state is MemberState.DECLINED
 
 
 def test_the_age_of_a_round_is_what_was_journalled(world):
-    begin(world)
+    world.assigned()
     world.journal.round_elapsed(1, 42.0)
     assert recovered_round(world.journal, 1e6).armed_at == 1e6 - 42.0
 
@@ -52,7 +45,7 @@ def test_the_age_of_a_round_is_what_was_journalled(world):
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_closed_round_is_merged_and_a_committed_one_followed_by_the_next(world, merged):
     world.merge.held = not merged
-    for device, given in begin(world).items():
+    for device, given in world.assigned().items():
         device.deliver(given, device.update(given))
     world.poll()
     found = recovered_round(world.journal, 0.0)

@@ -16,7 +16,6 @@ from aggregator.merge.parallel import merge_seconds
 from aggregator.merge.strategies import StrategyName
 from aggregator.rounds.work import (
     PARALLEL_FROM_S,
-    MergeJob,
     VerifyJob,
     merge_cohort,
     verify_upload,
@@ -34,17 +33,8 @@ from protocol.payload import AdapterTensors, Layout
 def jobs(new_world):
     """The jobs of one round in which two devices delivered, and the world."""
     world = new_world(update_codec=Codec.FP32)
-    seen = []
-    for executor in (world.verify, world.merge):
-        submit = executor.submit
-        executor.submit = lambda fn, job, submit=submit: (seen.append(job), submit(fn, job))[1]
-    devices = [world.device(name) for name in "ab"]
-    for device in devices:
-        device.ready()
-    for device in devices:
-        given = device.task()
-        device.deliver(given, device.update(given))
-    return world, [job for job in seen if isinstance(job, VerifyJob)], next(j for j in seen if isinstance(j, MergeJob))
+    world.play()
+    return world, [job for job in world.verify.jobs if isinstance(job, VerifyJob)], world.merge.jobs[0]
 
 
 def test_every_job_can_be_sent_to_another_process(jobs):
@@ -88,20 +78,6 @@ def test_a_scratch_without_room_is_a_full_disk_and_tried_again_and_not_a_failed_
         merge_cohort(merge)
 
 
-def played(world, rounds):
-    """Plays rounds of two devices; their merge jobs."""
-    jobs, submit = [], world.merge.submit
-    world.merge.submit = lambda fn, job: (jobs.append(job), submit(fn, job))[1]
-    for _ in range(rounds):
-        devices = [world.device(name) for name in "ab"]
-        for device in devices:
-            device.ready()
-        for device in devices:
-            given = device.task()
-            device.deliver(given, device.update(given, size=0.5))
-    return jobs
-
-
 @pytest.fixture(scope="module")
 def two_processes():
     with process_pool(2) as pool:
@@ -111,7 +87,8 @@ def two_processes():
 @pytest.mark.parametrize("strategy", ["delta", "hlora", "raflora", "zero-padding", "hetlora", "fedit"])
 def test_a_merge_by_processes_gives_the_bits_of_the_one_without(new_world, monkeypatch, two_processes, strategy):
     world = new_world(strategy=StrategyName(strategy), rounds=2)
-    last = played(world, rounds=2)[-1]
+    world.play(rounds=2, size=0.5)
+    last = world.merge.jobs[-1]
     asked = []
     monkeypatch.setattr("aggregator.rounds.work.PARALLEL_FROM_S", 0.0)
     monkeypatch.setattr(
@@ -133,7 +110,9 @@ def test_a_large_merge_by_one_worker_needs_no_process_and_gives_the_same_bits(jo
 
 def test_the_daemons_merges_may_use_the_processes_that_it_was_given(new_world, monkeypatch):
     monkeypatch.setattr("tests.aggregator.world.Executors", partial(Executors, merge_workers=3))
-    assert played(new_world(), rounds=1)[0].workers == 3
+    world = new_world()
+    world.play()
+    assert world.merge.jobs[0].workers == 3
 
 
 class Wide:

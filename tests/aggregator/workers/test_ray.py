@@ -231,17 +231,9 @@ class Broken:
 def job(new_world: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, MergeJob]:
     """A second round that was merged without a cluster, and its job, which is worth a cluster's while."""
     monkeypatch.setattr(work, "PARALLEL_FROM_S", 0.0)
-    world, seen = new_world(), []
-    submit = world.merge.submit
-    world.merge.submit = lambda fn, job: (seen.append(job), submit(fn, job))[1]
-    for _ in range(2):
-        devices = [world.device(name) for name in "ab"]
-        for device in devices:
-            device.ready()
-        for device in devices:
-            given = device.task()
-            device.deliver(given, device.update(given, size=0.5))
-    return world, seen[-1]
+    world = new_world()
+    world.play(rounds=2, size=0.5)
+    return world, world.merge.jobs[-1]
 
 
 @pytest.mark.parametrize("shared_files", [False, True])
