@@ -91,6 +91,23 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer GPT-2: ``Conv1D`` layers with biases, and an output embedding that is the input's."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    config = transformers.GPT2Config(
+        vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_inner=80, n_positions=64, bos_token_id=2, eos_token_id=3
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    _save_tokenizer(folder, pairs=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-block ViT on four patches of 4 × 4 pixels and a class token, with the image processor of a checkpoint."""
     import torch
