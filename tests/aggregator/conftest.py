@@ -71,15 +71,21 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture
-def new_world(tmp_path: Path, manifest: Manifest) -> Iterator[Callable[..., World]]:
-    """Makes worlds, each in a folder of its own: in memory where possible, since they fsync at every step."""
+def folders(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """Makes folders, in memory where possible: what lies in them is fsynced at every step."""
     memory = Path("/dev/shm")
+    root = memory if memory.is_dir() else tmp_path
+    with ExitStack() as stack:
+        yield lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
+
+
+@pytest.fixture
+def new_world(folders: Callable[[], Path], manifest: Manifest) -> Iterator[Callable[..., World]]:
+    """Makes worlds, each in a folder of its own."""
     with ExitStack() as stack:
 
         def make(**settings: Any) -> World:
-            root = memory if memory.is_dir() else tmp_path
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
-            made = World(folder, settings.pop("manifest", manifest), **settings)
+            made = World(folders(), settings.pop("manifest", manifest), **settings)
             stack.callback(lambda: made.journal.close())
             return made
 

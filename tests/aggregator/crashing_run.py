@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from aggregator.intake import uploads
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion, merge_cohort
+from aggregator.store.retention import live_objects
 from aggregator.store.rows import UploadRow
 from protocol import messages
 from protocol.assignment import Assignment
@@ -203,6 +204,44 @@ def recomputed(world: RecordedWorld, number: int) -> str:
         seed=0,
     )
     return merge_cohort(job)[0].state
+
+
+def uncut(
+    folder: Path, manifest: Manifest, settings: dict[str, Any], play: Callable[..., None]
+) -> tuple[list[str], tuple]:
+    """Plays a run that nobody touches: its steps by name, and how it ends."""
+    points = CrashPoints()
+    with opened(folder, manifest, points, life=0, **settings) as world:
+        play(world)
+        return points.reached, ending(world)
+
+
+@contextmanager
+def survived(
+    folder: Path,
+    manifest: Manifest,
+    settings: dict[str, Any],
+    kills: Sequence[int],
+    expected: tuple,
+    play: Callable[..., None],
+) -> Iterator[RecordedWorld]:
+    """Plays a run that is killed as by :func:`killed` on to the end that it must have; checks what it leaves on disk."""
+    killed(folder, manifest, settings, kills, play)
+    with opened(folder, manifest, CrashPoints(), life=len(kills), **settings) as world:
+        play(world)
+        assert ending(world) == expected
+        yield world
+        assert list((folder / "store/partial").iterdir()) == []
+        assert stored(folder) == live_objects(world.journal, world.objects, world.config.keep_versions)
+
+
+def survives_each(survives: Callable[[tuple[int, ...]], None], kills: list[tuple[int, ...]], steps: list[str]) -> None:
+    """Checks a run once for each of these kills, and tells which one it did not survive."""
+    for each in kills:
+        try:
+            survives(each)
+        except Exception as error:
+            raise AssertionError(f"killed before {steps[each[0]]!r}, step {each} of {len(steps)}") from error
 
 
 def killed(

@@ -4,16 +4,12 @@ Who is when done decides what a buffer holds, so the devices follow a script: ea
 script names, whatever happened before, and the run has one outcome.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from aggregator.config import Mode
 from aggregator.rounds.machine import Phase
-from aggregator.store.retention import live_objects
 from tests.aggregator.crash_points import CrashPoints
 from tests.aggregator.crashing_run import (
     TURNS_MAX,
@@ -21,12 +17,12 @@ from tests.aggregator.crashing_run import (
     PatientDevice,
     RecordedWorld,
     delivered,
-    ending,
-    killed,
     merged,
     opened,
     recomputed,
-    stored,
+    survived,
+    survives_each,
+    uncut,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # as in test_crash_points.py
@@ -35,14 +31,6 @@ SCRIPT = {"a": [(1, 1), (2, 2), (4, 4)], "b": [(1, 1), (2, 3), (4, 4)], "c": [(1
 """The round that each device is asked in, and the round that it delivers into; `bad` sends garbage, `busy` declines."""
 SETTINGS = {"mode": Mode.ASYNC, "cohort_size": 2, "over_selection": 1.0, "staleness_max": 2, "keep_versions": 1}
 SHORT, LONG = {**SETTINGS, "rounds": 2}, {**SETTINGS, "rounds": 4}
-
-
-@pytest.fixture
-def folders() -> Iterator[Callable[[], Path]]:
-    """Makes folders, in memory where possible."""
-    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    with ExitStack() as stack:
-        yield lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
 
 
 class ScriptedDevice(PatientDevice):
@@ -92,38 +80,19 @@ def expected_updates(rounds: int) -> set[tuple[str, int, int]]:
     }
 
 
-def uncut(folder: Path, manifest, settings) -> tuple[CrashPoints, tuple]:
-    points = CrashPoints()
-    with opened(folder, manifest, points, life=0, **settings) as world:
-        play(world)
-        return points, ending(world)
-
-
 def survives(folder: Path, manifest, settings, kills: tuple[int, ...], expected: tuple) -> None:
-    killed(folder, manifest, settings, kills, play)
-    with opened(folder, manifest, CrashPoints(), life=len(kills), **settings) as world:
-        play(world)
-        assert ending(world) == expected
+    """Plays a run that is killed before these steps, and checks its end."""
+    with survived(folder, manifest, settings, kills, expected, play) as world:
         rounds, journal = world.config.rounds, world.journal
         counted = [(row.client.rstrip("_"), journal.assignment(row.token).round, row.round) for row in merged(world)]
         assert sorted(counted) == sorted(expected_updates(rounds))
         assert delivered(folder) == {(name, asked) for name, asked, _ in expected_updates(rounds)}
         assert recomputed(world, rounds) == world.federation.version.state
-        assert list((folder / "store/partial").iterdir()) == []
-        assert stored(folder) == live_objects(journal, world.objects, world.config.keep_versions)
-
-
-def survives_each(folders, manifest, settings, kills: list[tuple[int, ...]], steps: list[str], expected: tuple) -> None:
-    for each in kills:
-        try:
-            survives(folders(), manifest, settings, each, expected)
-        except Exception as error:
-            raise AssertionError(f"killed before {steps[each[0]]!r}, step {each} of {len(steps)}") from error
 
 
 def test_a_run_that_nobody_touches_ends_as_its_journalled_buffers_have_it(folders, manifest):
     settings = {**LONG, "keep_versions": None}
-    uncut(folder := folders(), manifest, settings)
+    uncut(folder := folders(), manifest, settings, play)
     with opened(folder, manifest, CrashPoints(), life=1, **settings) as world:
         assert world.federation.round.phase is Phase.OPEN
         again = [recomputed(world, number) for number in range(1, 5)]
@@ -132,15 +101,15 @@ def test_a_run_that_nobody_touches_ends_as_its_journalled_buffers_have_it(folder
 
 
 def test_a_buffer_killed_at_any_step_ends_as_if_it_had_not_been(folders, manifest):
-    points, expected = uncut(folders(), manifest, SHORT)
-    kills = [(at,) for at in range(2, len(points.reached), 5)]
-    survives_each(folders, manifest, SHORT, kills, points.reached, expected)
+    steps, expected = uncut(folders(), manifest, SHORT, play)
+    kills = [(at,) for at in range(2, len(steps), 5)]
+    survives_each(lambda each: survives(folders(), manifest, SHORT, each, expected), kills, steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(16))
 def test_an_asynchronous_run_killed_at_any_step_ends_as_if_it_had_not_been(folders, manifest, part):
-    points, expected = uncut(folders(), manifest, LONG)
-    kills = [(at,) for at in range(part, len(points.reached), 16)]
+    steps, expected = uncut(folders(), manifest, LONG, play)
+    kills = [(at,) for at in range(part, len(steps), 16)]
     kills += [(at, (7 * at) % 50) for (at,) in kills]
-    survives_each(folders, manifest, LONG, kills, points.reached, expected)
+    survives_each(lambda each: survives(folders(), manifest, LONG, each, expected), kills, steps)

@@ -2,9 +2,6 @@
 
 import random
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,8 @@ import pytest
 from aggregator.errors import StoreCorrupt
 from aggregator.store.journal import Journal
 from aggregator.store.objects import ObjectStore
-from aggregator.store.retention import live_objects
 from tests.aggregator.crash_points import CrashPoints
-from tests.aggregator.crashing_run import delivered, ending, killed, merged, opened, play, recomputed, stored
+from tests.aggregator.crashing_run import delivered, merged, opened, play, recomputed, survived, survives_each, uncut
 
 # A fork in a process with threads is what Python 3.12 warns of. The child here takes no lock of theirs: it computes,
 # writes files, and dies.
@@ -25,43 +21,14 @@ SHORT, LONG = {"rounds": 1, "keep_versions": 0}, {"rounds": 3, "keep_versions": 
 EVERYTHING_KEPT = {"rounds": 3, "keep_versions": None}
 
 
-@pytest.fixture
-def folders() -> Iterator[Callable[[], Path]]:
-    """Makes folders, in memory where possible."""
-    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    with ExitStack() as stack:
-        yield lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
-
-
-def uncut(folder: Path, manifest, settings) -> tuple[CrashPoints, tuple]:
-    """A run that nobody touches: its steps, and how it ends."""
-    points = CrashPoints()
-    with opened(folder, manifest, points, life=0, **settings) as world:
-        play(world)
-        return points, ending(world)
-
-
 def survives(folder: Path, manifest, settings, kills: tuple[int, ...], expected: tuple) -> None:
-    """Plays a run that is killed before these steps, the first of its first life and so on, and checks its end."""
-    killed(folder, manifest, settings, kills, play)
-    with opened(folder, manifest, CrashPoints(), life=len(kills), **settings) as world:
-        play(world)
-        assert ending(world) == expected
+    """Plays a run that is killed before these steps, and checks its end."""
+    with survived(folder, manifest, settings, kills, expected, play) as world:
         everybody = {(name, number + 1) for name in DELIVERING for number in range(world.config.rounds)}
         assert sorted((row.client.rstrip("_"), row.round) for row in merged(world)) == sorted(everybody)
         assert delivered(folder) == everybody
         if world.config.keep_versions:
             assert recomputed(world, world.config.rounds) == world.federation.version.state
-        assert list((folder / "store/partial").iterdir()) == []
-        assert stored(folder) == live_objects(world.journal, world.objects, world.config.keep_versions)
-
-
-def survives_each(folders, manifest, settings, kills: list[tuple[int, ...]], steps: list[str], expected: tuple) -> None:
-    for each in kills:
-        try:
-            survives(folders(), manifest, settings, each, expected)
-        except Exception as error:
-            raise AssertionError(f"killed before {steps[each[0]]!r}, step {each} of {len(steps)}") from error
 
 
 EVERY_KIND = {
@@ -81,8 +48,9 @@ EVERY_KIND = {
 
 
 def test_a_run_that_nobody_touches_ends_as_its_journalled_cohorts_have_it(folders, manifest):
-    collected, whole = uncut(folders(), manifest, LONG), uncut(folder := folders(), manifest, EVERYTHING_KEPT)
-    assert collected[1] == whole[1]
+    _, collected = uncut(folders(), manifest, LONG, play)
+    _, whole = uncut(folder := folders(), manifest, EVERYTHING_KEPT, play)
+    assert collected == whole
     with opened(folder, manifest, CrashPoints(), life=1, **EVERYTHING_KEPT) as world:
         again = [recomputed(world, number) for number in range(1, world.config.rounds + 1)]
         assert again == [row.state_digest for row in world.journal.versions()[1:]]
@@ -90,27 +58,27 @@ def test_a_run_that_nobody_touches_ends_as_its_journalled_cohorts_have_it(folder
 
 @pytest.mark.parametrize("part", range(2))
 def test_a_round_killed_at_any_step_ends_as_if_it_had_not_been(folders, manifest, part):
-    points, expected = uncut(folders(), manifest, SHORT)
-    assert set(points.reached) >= EVERY_KIND
-    kills = [(at,) for at in range(part, len(points.reached), 2)]
-    survives_each(folders, manifest, SHORT, kills, points.reached, expected)
+    steps, expected = uncut(folders(), manifest, SHORT, play)
+    assert set(steps) >= EVERY_KIND
+    kills = [(at,) for at in range(part, len(steps), 2)]
+    survives_each(lambda each: survives(folders(), manifest, SHORT, each, expected), kills, steps)
 
 
 def test_a_run_killed_again_while_it_recovers_ends_as_if_it_had_not_been(folders, manifest):
-    points, expected = uncut(folders(), manifest, LONG)
+    steps, expected = uncut(folders(), manifest, LONG, play)
     stream = random.Random(0)
-    kills = [(stream.randrange(len(points.reached)), stream.randrange(20), stream.randrange(60)) for _ in range(8)]
-    survives_each(folders, manifest, LONG, kills, points.reached, expected)
+    kills = [(stream.randrange(len(steps)), stream.randrange(20), stream.randrange(60)) for _ in range(8)]
+    survives_each(lambda each: survives(folders(), manifest, LONG, each, expected), kills, steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_a_run_killed_at_any_step_of_any_round_ends_as_if_it_had_not_been(folders, manifest, part):
-    points, expected = uncut(folders(), manifest, LONG)
+    steps, expected = uncut(folders(), manifest, LONG, play)
     stream = random.Random(part)
-    kills = [(at,) for at in range(part, len(points.reached), 4)]
+    kills = [(at,) for at in range(part, len(steps), 4)]
     kills += [(at, stream.randrange(100)) for (at,) in kills]
-    survives_each(folders, manifest, LONG, kills, points.reached, expected)
+    survives_each(lambda each: survives(folders(), manifest, LONG, each, expected), kills, steps)
 
 
 # ---- that the test can fail
@@ -165,14 +133,14 @@ def late_object(monkeypatch) -> None:
 @pytest.mark.parametrize(("mutate", "later"), [(late_commit, 1), (late_object, 0)])
 def test_an_acknowledgement_too_early_is_seen(folders, manifest, monkeypatch, mutate, later):
     mutate(monkeypatch)
-    points, expected = uncut(folders(), manifest, SHORT)
-    first_delivery = [at for at, name in enumerate(points.reached) if name == "answer ACK"][1]  # after the refusal's
+    steps, expected = uncut(folders(), manifest, SHORT, play)
+    first_delivery = [at for at, name in enumerate(steps) if name == "answer ACK"][1]  # after the refusal's
     with pytest.raises((AssertionError, StoreCorrupt)):
         survives(folders(), manifest, SHORT, (first_delivery + later,), expected)
 
 
 def test_a_merge_committed_in_two_steps_is_seen(folders, manifest, monkeypatch):
     torn_commit(monkeypatch)
-    points, expected = uncut(folders(), manifest, SHORT)
+    steps, expected = uncut(folders(), manifest, SHORT, play)
     with pytest.raises((AssertionError, sqlite3.IntegrityError, StoreCorrupt)):
-        survives(folders(), manifest, SHORT, (points.reached.index("commit torn"),), expected)
+        survives(folders(), manifest, SHORT, (steps.index("commit torn"),), expected)

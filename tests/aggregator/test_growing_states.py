@@ -1,9 +1,7 @@
 """Runs whose modules are stacks of factors: versions are stored as the rows that were added, with the same values."""
 
 import random
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,7 @@ from aggregator.rounds.work import merge_cohort
 from aggregator.store.retention import live_objects
 from aggregator.store.states import linked_objects
 from protocol.manifest import LowRankModule
-from tests.aggregator.crash_points import CrashPoints
-from tests.aggregator.crashing_run import ending, killed, opened, play, recomputed, stored
+from tests.aggregator.crashing_run import play, recomputed, stored, survived, uncut
 from tests.aggregator.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # as in test_crash_points
@@ -80,45 +77,30 @@ def test_a_damaged_link_keeps_the_run_from_starting(new_world, growing):
         world.restart()
 
 
-@pytest.fixture
-def folder():
-    """In memory where possible: a crashing run fsyncs at every step."""
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as name:
-        yield Path(name)
-
-
 SETTINGS = {"rounds": 4, "keep_versions": 1}
 
 
 def survives(folder, manifest, at: int, expected: tuple) -> None:
     """Plays a run that is killed before a step, and checks its end."""
-    killed(folder, manifest, SETTINGS, [at], play)
-    with opened(folder, manifest, CrashPoints(), life=1, **SETTINGS) as world:
-        play(world)
-        assert ending(world) == expected
+    with survived(folder, manifest, SETTINGS, [at], expected, play) as world:
         assert recomputed(world, SETTINGS["rounds"]) == world.federation.version.state
-        assert stored(folder) == live_objects(world.journal, world.objects, SETTINGS["keep_versions"])
 
 
 def kill_points(folder, manifest) -> tuple[list[int], tuple]:
     """The steps by which versions are stored, committed and collected, of a run that nobody touches; and its end."""
-    points = CrashPoints()
-    with opened(folder / "uncut", manifest, points, life=0, **SETTINGS) as world:
-        play(world)
-        steps = ("new object", " object", "commit_round")
-        return [at for at, name in enumerate(points.reached) if name.endswith(steps)], ending(world)
+    steps, expected = uncut(folder, manifest, SETTINGS, play)
+    return [at for at, name in enumerate(steps) if name.endswith((" object", "commit_round"))], expected
 
 
-def test_a_run_killed_while_a_version_is_stored_ends_as_if_it_had_not_been(folder, growing):
-    at, expected = kill_points(folder, growing)
+def test_a_run_killed_while_a_version_is_stored_ends_as_if_it_had_not_been(folders, growing):
+    at, expected = kill_points(folders(), growing)
     for number in random.Random(0).sample(at, 2):
-        survives(folder / f"{number}", growing, number, expected)
+        survives(folders(), growing, number, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_killed_at_any_step_of_storing_a_version_ends_as_if_it_had_not_been(folder, growing):
-    at, expected = kill_points(folder, growing)
+def test_a_run_killed_at_any_step_of_storing_a_version_ends_as_if_it_had_not_been(folders, growing):
+    at, expected = kill_points(folders(), growing)
     for number in at:
-        survives(folder / f"{number}", growing, number, expected)
+        survives(folders(), growing, number, expected)
