@@ -225,7 +225,7 @@ def survived(
     expected: tuple,
     play: Callable[..., None],
 ) -> Iterator[RecordedWorld]:
-    """Plays a run that is killed as by :func:`killed` on to the end that it must have; checks what it leaves on disk."""
+    """Plays a run that is killed as by :func:`killed` on to the end it must have; checks what it leaves on disk."""
     killed(folder, manifest, settings, kills, play)
     with opened(folder, manifest, CrashPoints(), life=len(kills), **settings) as world:
         play(world)
