@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aggregator.config import RunConfig
-from aggregator.merge import GlobalState, make_handout
+from aggregator.merge import GlobalState
 from benchmarks.grid import Record
 from benchmarks.hlora.arms import ARMS, Arm
 from benchmarks.hlora.settings import Cell, Preset
 from benchmarks.hlora.study import Study
 from benchmarks.hlora.workloads import WORKLOADS
-from benchmarks.local import local_assignment
+from benchmarks.scoring import Scorer
 from benchmarks.simulation import Committed, SimulatedRun
 from edge_client.trainers.resident_base import SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
-from protocol.assignment import AssignmentKind, LocalTraining
+from protocol.assignment import LocalTraining
 from protocol.codecs import Codec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run_cell(cell: Cell, preset: Preset, study: Study, base: SharedBase) -> Reco
         TorchTrainer.sharing(base, rows, rank=rank, residual=arm.residual)
         for rows, rank in zip(study.parts, ranks, strict=True)
     ]
-    scorer = _Scorer(base, study)
+    scorer = Scorer(base, study.manifest, study.test)
     curve: list[Record] = []
     last: list[GlobalState] = []
 
@@ -111,27 +111,7 @@ def run_config(cell: Cell, arm: Arm, preset: Preset) -> RunConfig:
     )
 
 
-class _Scorer:
-    """Scores global updates, as the devices of one rank would hold them."""
-
-    def __init__(self, base: SharedBase, study: Study) -> None:
-        self._base, self._study = base, study
-        self._trainers: dict[int, TorchTrainer] = {}
-
-    def score(self, offset: GlobalState, rank: int) -> Mapping[str, float]:
-        """Loss and metrics of the best adapter of a rank."""
-        manifest = self._study.manifest
-        trainer = self._trainers.get(rank)
-        if trainer is None:
-            trainer = self._trainers[rank] = TorchTrainer.sharing(self._base, eval_data=self._study.test, rank=rank)
-        trainer.info(manifest)
-        adapter = make_handout(offset, manifest, rank, seed=0)
-        assignment = local_assignment(AssignmentKind.EVALUATE, rank=rank)
-        result = trainer.run(assignment, adapter, cancelled=lambda: False, progress=lambda progress: None)
-        return {name: round(value, 5) for name, value in result.metrics.items()}
-
-
-def _point(committed: Committed, scorer: _Scorer, ranks: Sequence[int]) -> Record:
+def _point(committed: Committed, scorer: Scorer, ranks: Sequence[int]) -> Record:
     """One point of the curve. Norms are Frobenius norms over all modules."""
     modules = [module.svd.S for module in committed.offset.low_rank.values()]
     norm = _length(modules)
