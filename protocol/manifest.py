@@ -55,17 +55,29 @@ class TaskKind(StrEnum):
     """Pairs (``query``, ``target``) that belong together; contrastive loss over the batch."""
     CAUSAL_LM = "causal-lm"
     """``prompt`` and ``answer``; loss on the answer only. Or ``text``; loss on all of it."""
+    IMAGE_CLASSIFICATION = "image-classification"
+    """One image (``image``) and a label."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an example has one of the task's labels."""
+        return self in (TaskKind.CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION)
+
+    @property
+    def on_images(self) -> bool:
+        """Whether the model sees images; the others read texts."""
+        return self is TaskKind.IMAGE_CLASSIFICATION
 
 
 class Pooling(StrEnum):
-    """How token states become one vector."""
+    """How the states of tokens, or of an image's patches, become one vector."""
 
     MODEL = "model"
     """As the architecture's own head does it."""
     MEAN = "mean"
-    """Mean over the tokens that are not padding; what most sentence encoders were trained with."""
+    """Mean over the tokens that are not padding, what most sentence encoders were trained with; or over the patches."""
     CLS = "cls"
-    """The first token's state."""
+    """The first token's state; an image has a class token there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +121,10 @@ class BaseModel:
     """SHA-256 over the unquantised tensors, hex (:mod:`protocol.fingerprint`)."""
     architecture: str
     """Class of the transformers model that the devices build, such as ``BertModel``."""
-    tokenizer_digest: str
-    """SHA-256 of the tokenizer's files, hex."""
+    tokenizer_digest: str | None
+    """SHA-256 of the tokenizer's files, hex; None for a task on images."""
+    image_processor_digest: str | None = None
+    """SHA-256 of the image processor's file, hex; None for a task on texts."""
     quantizations: tuple[Quantization, ...] = tuple(Quantization)
     """What devices of this run may hold the base in."""
 
@@ -124,9 +138,9 @@ class Task:
     max_length: int = 128
     """Tokens after which a text is cut."""
     labels: tuple[str, ...] = ()
-    """Label names in order of their index; empty unless ``kind`` is classification."""
+    """Label names in order of their index; empty unless ``kind`` is labelled."""
     pooling: Pooling = Pooling.MODEL
-    """How token states become one vector."""
+    """How the states of tokens or patches become one vector."""
     template: str | None = None
     """``str.format`` template over the columns that makes the prompt; None: the column ``prompt`` as it is."""
 
@@ -217,7 +231,8 @@ def _base(fields: Fields) -> BaseModel:
         name=fields.text("name"),
         fingerprint=fields.digest("fingerprint"),
         architecture=fields.text("architecture"),
-        tokenizer_digest=fields.digest("tokenizer_digest"),
+        tokenizer_digest=fields.optional_digest("tokenizer_digest"),
+        image_processor_digest=fields.optional_digest("image_processor_digest"),
         quantizations=tuple(fields.members("quantizations", Quantization)),
     )
     fields.finish()
@@ -304,13 +319,23 @@ def _faults(manifest: Manifest) -> list[str]:
         found.append(
             f"it has {len(manifest.method_options)} method options, at most {limits.METHOD_OPTIONS_MAX} are allowed"
         )
-    labelled = manifest.task.kind is TaskKind.CLASSIFICATION
-    if labelled and len(manifest.task.labels) < 2:
-        found.append("a classification task needs at least two labels")
-    if labelled and len(set(manifest.task.labels)) != len(manifest.task.labels):
-        found.append("two labels share one name")
     if not manifest.base.quantizations:
         found.append("no quantisation of the base is allowed")
+    return found + _task_faults(manifest.task, manifest.base)
+
+
+def _task_faults(task: Task, base: BaseModel) -> list[str]:
+    found = []
+    if task.kind.labelled and len(task.labels) < 2:
+        found.append("a classification task needs at least two labels")
+    if task.kind.labelled and len(set(task.labels)) != len(task.labels):
+        found.append("two labels share one name")
+    if task.kind.on_images and task.template is not None:
+        found.append("a task on images has no template")
+    needed = "image processor" if task.kind.on_images else "tokenizer"
+    digests = {"tokenizer": base.tokenizer_digest, "image processor": base.image_processor_digest}
+    if [name for name, digest in digests.items() if digest is not None] != [needed]:
+        found.append(f"a {task.kind} task needs the digest of the base's {needed}, and no other's")
     return found
 
 

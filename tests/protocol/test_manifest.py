@@ -33,14 +33,6 @@ INITIALIZERS = st.builds(
     scale=st.floats(0, 1e6) | st.integers(0, 10),
     seed=st.integers(0, (1 << 63) - 1),
 )
-BASES = st.builds(
-    BaseModel,
-    name=TEXT,
-    fingerprint=DIGESTS,
-    architecture=TEXT,
-    tokenizer_digest=DIGESTS,
-    quantizations=st.lists(st.sampled_from(Quantization), min_size=1, unique=True).map(tuple),
-)
 TASKS = st.builds(
     Task,
     kind=st.sampled_from(TaskKind),
@@ -48,7 +40,7 @@ TASKS = st.builds(
     labels=st.lists(TEXT, min_size=2, max_size=4, unique=True).map(tuple),
     pooling=st.sampled_from(Pooling),
     template=st.none() | TEXT,
-)
+).filter(lambda task: not task.kind.on_images or task.template is None)
 
 OPTIONS = st.one_of(
     st.none(),
@@ -57,7 +49,22 @@ OPTIONS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False, width=32),
     TEXT,
     st.lists(TEXT, max_size=3).map(tuple),
+    st.lists(st.integers(-(1 << 62), 1 << 62), max_size=3).map(tuple),
 )
+
+
+def bases(task: Task) -> st.SearchStrategy[BaseModel]:
+    digest, other = "image_processor_digest", "tokenizer_digest"
+    if not task.kind.on_images:
+        digest, other = other, digest
+    return st.builds(
+        BaseModel,
+        name=TEXT,
+        fingerprint=DIGESTS,
+        architecture=TEXT,
+        quantizations=st.lists(st.sampled_from(Quantization), min_size=1, unique=True).map(tuple),
+        **{digest: DIGESTS, other: st.none()},
+    )
 
 
 @st.composite
@@ -66,9 +73,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
     split = draw(st.integers(0, len(names)))
     size = st.integers(1, limits.DIMENSION_MAX)
     rank_max = draw(st.integers(1, limits.RANK_MAX))
+    task = draw(TASKS)
     return Manifest(
-        base=draw(BASES),
-        task=draw(TASKS),
+        base=draw(bases(task)),
+        task=task,
         rank_max=rank_max,
         method=draw(TEXT),
         method_options=draw(st.dictionaries(TEXT, OPTIONS, max_size=3)),
@@ -168,6 +176,10 @@ def test_a_truncated_manifest_is_refused(manifest: Manifest, data: st.DataObject
         (lambda t: t["task"].update(labels=["yes"]), "two labels"),
         (lambda t: t["task"].update(labels=["yes", "yes"]), "two labels"),
         (lambda t: t["task"].update(labels=["l"] * (limits.LABELS_MAX + 1)), "labels"),
+        (lambda t: t["base"].update(tokenizer_digest=None), "needs the digest of the base's tokenizer"),
+        (lambda t: t["base"].update(image_processor_digest="0" * 64), "tokenizer, and no other's"),
+        (lambda t: t["task"].update(kind="image-classification"), "image processor, and no other's"),
+        (lambda t: t["task"].update(kind="image-classification", template="{a}"), "no template"),
         (lambda t: t["dense"][0].update(name="slots"), "reserved"),
         (lambda t: t["dense"][0].update(name=""), "no name"),
         (lambda t: t["dense"][0].update(name="\ud800"), "surrogates"),
@@ -182,6 +194,9 @@ def test_a_truncated_manifest_is_refused(manifest: Manifest, data: st.DataObject
         (lambda t: t["dense"][0].update(rank_min=t["rank_max"] + 1), "rank_min"),
         (lambda t: t.update(method_options={"a": {}}), "'a'"),
         (lambda t: t.update(method_options={"a": ["b", 1]}), "'a'"),
+        (lambda t: t.update(method_options={"a": [1, "b"]}), "'a'"),
+        (lambda t: t.update(method_options={"a": [1, True]}), "'a'"),
+        (lambda t: t.update(method_options={"a": [1, 1 << 63]}), "'a'"),
         (lambda t: t.update(method_options={"a": 1 << 63}), "'a'"),
         (lambda t: t.update(method_options=[]), "method_options"),
         (
