@@ -20,7 +20,7 @@ __all__ = ["Fields", "Option", "parse_json"]
 
 E = TypeVar("E", bound=StrEnum)
 
-Option = bool | int | float | str | tuple[str, ...] | None
+Option = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
 """A setting whose type only its user knows."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -203,7 +203,7 @@ class Fields:
         return {name: inner.number(name) for name in value}
 
     def options(self, key: str, count: int) -> dict[str, Option]:
-        """A map of at most ``count`` names to settings; a list holds at most as many texts."""
+        """A map of at most ``count`` names to settings; a list holds at most as many texts, or whole numbers."""
         value = self._take(key)
         if not isinstance(value, dict) or len(value) > count:
             raise self._fault(key, f"a map of at most {count} settings", value)
@@ -217,12 +217,19 @@ class Fields:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, list):
-            return tuple(self.texts(key, count))
+            return self._options_alike(key, count)
         if isinstance(value, str):
             return self.text(key)
         if isinstance(value, int):
             return self.integer(key, minimum=-(1 << 62))
         return self.number(key)
+
+    def _options_alike(self, key: str, count: int) -> tuple[str, ...] | tuple[int, ...]:
+        """At most ``count`` texts, or as many whole numbers: what the first is, all have to be."""
+        items = [(item, Fields({key: item}, self._what)) for item in self._items(key, count)]
+        if items and isinstance(items[0][0], int):
+            return tuple(each.integer(key, minimum=-(1 << 62)) for _, each in items)
+        return tuple(each.text(key) for _, each in items)
 
     def table(self, key: str) -> Fields:
         """A nested map."""
