@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks.command_line import BenchmarkError
+from benchmarks.anonymous_memory import peak_growth_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from benchmarks.merge.cohorts import StoredCase
 
     Merge = Callable[[StoredCase, Path], object]
 
 __all__ = ["everything_kept", "peak_bytes", "streamed"]
-
-_EVERY_S = 0.002
 
 
 def peak_bytes(load: Callable[[], Merge], stored: StoredCase, scratch: Path) -> int:
@@ -58,32 +52,5 @@ def everything_kept() -> Merge:
 
 def _watched(load: Callable[[], Merge], stored: StoredCase, scratch: Path) -> int:
     merge = load()
-    with threadpool_limits(1), _watching() as seen:
-        before = _anonymous_bytes()
-        merge(stored, scratch)
-        seen.append(_anonymous_bytes())
-    return max(seen) - before
-
-
-@contextmanager
-def _watching() -> Iterator[list[int]]:
-    seen, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_EVERY_S):
-            seen.append(_anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-
-
-def _anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) << 10
-    raise BenchmarkError("this system does not tell a process's anonymous memory")
+    with threadpool_limits(1):
+        return peak_growth_bytes(lambda: merge(stored, scratch))

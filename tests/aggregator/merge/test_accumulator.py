@@ -1,5 +1,6 @@
 """Sums of products in bounded memory, against the matrices."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from aggregator.merge import Factors, Scratch
 from aggregator.merge.accumulator import CappedSum, LosslessSum, add_product, buffer_rows
+from benchmarks.anonymous_memory import anonymous_bytes
 
 Term = tuple[NDArray[np.float32], NDArray[np.float32], float]
 SHAPE = (40, 30)
@@ -94,19 +96,13 @@ def test_scratch_arrays_are_arrays_wherever_they_lie(tmp_path: Path, resident: i
     assert not list(tmp_path.iterdir()), "a file with a name would outlive a killed process"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's anonymous memory")
 def test_large_scratch_arrays_are_not_anonymous_memory(tmp_path: Path) -> None:
     before = anonymous_bytes()
     kept = Scratch(tmp_path, 0).empty((8, 1 << 20))
     kept[:] = 1.0
     assert anonymous_bytes() - before < 32 << 20
     assert float(kept.sum()) == 8 << 20
-
-
-def anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) << 10
-    pytest.skip("this system does not tell anonymous memory")
 
 
 def test_buffers_hold_all_terms_until_the_matrix_is_smaller() -> None:

@@ -1,8 +1,5 @@
 """The memory of a merge, as the daemon has it done: it does not grow with the number of devices."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from aggregator.rounds.merge_rule import MergeRule
 from aggregator.rounds.work import FirstVersionJob, MergeJob, StoredUpdate, merge_cohort, store_first_version
 from aggregator.store.objects import ObjectStore
 from aggregator.workers.processes import process_pool
+from benchmarks.anonymous_memory import peak_growth_bytes
 from protocol.assignment import Assignment, AssignmentKind, Handout
 from protocol.codecs import Codec
 from protocol.manifest import BaseModel, LowRankModule, Manifest, Task, TaskKind
@@ -71,35 +69,10 @@ def stored_cohort(root: Path, clients: int, strategy: StrategyName) -> MergeJob:
     )
 
 
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
-
-
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    seen, done = [anonymous_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            seen.append(anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-
-
 def peak_bytes(warm_up: MergeJob, job: MergeJob) -> int:
     """The most anonymous memory that a merge adds to a process that has merged before."""
     merge_cohort(warm_up)
-    with watched() as seen:
-        before = seen[0]
-        merge_cohort(job)
-    return max(seen) - before
+    return peak_growth_bytes(lambda: merge_cohort(job))
 
 
 def peaks(folder: Path, strategy: StrategyName, cohorts: list[int]) -> list[int]:

@@ -86,8 +86,7 @@ def test_the_memory_of_nineteen_more_devices_is_a_fraction_of_the_bases():
 
 
 GROWTH = """
-from pathlib import Path
-
+from benchmarks.anonymous_memory import anonymous_bytes
 from benchmarks.models import minilm_folder
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
@@ -96,10 +95,6 @@ from protocol.assignment import Assignment, AssignmentKind, Handout, LocalTraini
 from protocol.codecs import Codec
 from protocol.manifest import Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
-
-def anonymous_bytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 def train(trainer, rank):
     trainer.info(manifest)
