@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "Outcome", "Plan", "say"]
 
 _LEVELS = ("debug", "info", "warning", "error")
+_LOADERS = {"peft": "peft.PeftModel.from_pretrained", "tributary": "edge_client.load_exported"}
+"""By the format of an export, what loads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +61,18 @@ def init(
         home: Folder to make.
         manifest: The run's manifest, as `tributary-client manifest` writes it.
         run: Run id; the folder's name if left out.
-        from_adapter: PEFT LoRA folder to start from; the base model as it is if left out.
+        from_adapter: What to start from, an exported run or any PEFT LoRA folder; the base model as it is if left out.
         json: Print JSON.
         settings: The run's settings, and how the devices train.
     """
     config = run_config(run or Path(home).resolve().name, settings)
 
     def do() -> Outcome:
-        from aggregator.adapters.peft_folder import read_peft_folder
-        from aggregator.adapters.peft_state import state_from_adapter
+        from aggregator.adapters.warm_start import start_from_folder
         from aggregator.runs import create_run
 
         universe = _manifest(Path(manifest))
-        start = state_from_adapter(read_peft_folder(Path(from_adapter)), universe) if from_adapter else None
+        start = start_from_folder(Path(from_adapter), universe) if from_adapter else None
         made = create_run(Path(home), config, universe, start)
         return Outcome(
             data={"home": str(made.root), "run": config.run, "manifest": universe.digest, "rounds": config.rounds},
@@ -223,29 +224,46 @@ def status(home: str, *, json: str = "false") -> Plan:
     return Plan(run=do, json=parse_switch("json", json))
 
 
-def export(home: str, *, rank: str, out: str, version: str = "", overwrite: str = "false", json: str = "false") -> Plan:
-    """Writes the adapter as a plain PEFT folder.
+def export(
+    home: str,
+    *,
+    out: str,
+    rank: str = "",
+    version: str = "",
+    format: str = "",
+    overwrite: str = "false",
+    json: str = "false",
+) -> Plan:
+    """Writes the adapter as a folder: PEFT's own where that can hold the run's method, else one for every method.
 
     Args:
         home: The run's home; its daemon may run.
-        rank: LoRA rank to export at.
         out: Folder to write.
+        rank: LoRA rank to export at; the run's highest if left out.
         version: Version to export; the latest if left out.
+        format: peft (peft.PeftModel.from_pretrained loads it) or tributary (edge_client.load_exported does); what fits
+            the run if left out.
         overwrite: Replace a folder that is not empty.
         json: Print JSON.
     """
-    slots = parse_number("--rank", rank, int)
+    slots = parse_number("--rank", rank, int) if rank else None
     number = parse_number("--version", version, int) if version else None
     replace = parse_switch("overwrite", overwrite)
+    if format not in ("", *_LOADERS):
+        raise UsageError(f"--format: expected one of {', '.join(_LOADERS)}, got {format!r}")
 
     def do() -> Outcome:
-        from aggregator.adapters.export import export_version
+        from aggregator.adapters.export import ExportFormat, export_version
         from aggregator.store.home import Home
 
-        exported = export_version(Home(Path(home)), slots, Path(out), version=number, overwrite=replace)
+        chosen = ExportFormat(format) if format else None
+        exported = export_version(
+            Home(Path(home)), Path(out), rank=slots, version=number, format=chosen, overwrite=replace
+        )
+        at_rank = "" if exported.rank is None else f" at rank {exported.rank}"
         return Outcome(
-            data={"out": out, "rank": slots, "version": exported},
-            text=f"wrote version {exported} at rank {slots} to {out}; peft.PeftModel.from_pretrained loads it",
+            data={"out": out, **asdict(exported)},
+            text=f"wrote version {exported.version}{at_rank} to {out}; {_LOADERS[exported.format]} loads it",
         )
 
     return Plan(run=do, json=parse_switch("json", json))

@@ -10,7 +10,8 @@
     ├── StoreFull           the disk is full: free some space, nothing was lost
     ├── StoreCorrupt        the journal or an object is damaged: stop, restore a backup
     ├── MergeError          updates or adapters cannot be merged (:mod:`aggregator.merge`)
-    └── PeftError           a PEFT adapter cannot be used or written (:mod:`aggregator.adapters.peft_config`)
+    └── AdapterError        the folder of an adapter cannot be used or written
+        └── PeftError       its contents are no PEFT adapter that can be used (:mod:`aggregator.adapters.peft_config`)
 
 What a client does wrong is a :class:`protocol.errors.RemoteProtocolError` instead: it is answered, never raised to
 the operator.
@@ -18,7 +19,16 @@ the operator.
 
 from __future__ import annotations
 
-__all__ = ["AggregatorError", "ConfigError", "HomeError", "HomeInUse", "PortInUse", "StoreCorrupt", "StoreFull"]
+__all__ = [
+    "AdapterError",
+    "AggregatorError",
+    "ConfigError",
+    "HomeError",
+    "HomeInUse",
+    "PortInUse",
+    "StoreCorrupt",
+    "StoreFull",
+]
 
 
 class AggregatorError(Exception):
@@ -47,3 +57,7 @@ class StoreFull(AggregatorError):  # noqa: N818
 
 class StoreCorrupt(AggregatorError):  # noqa: N818
     """The journal or an object is damaged."""
+
+
+class AdapterError(AggregatorError):
+    """The folder of an adapter cannot be used, or not be written."""

@@ -1,5 +1,6 @@
-"""Plain PEFT adapters: read, written, merged, and turned into a run's state and back."""
+"""Adapters in folders, PEFT's and those of every method: read, written, merged, turned into a run's state and back."""
 
+from aggregator.adapters.exported_folder import read_exported_folder, write_exported_folder
 from aggregator.adapters.merge_folders import merge_adapters, merge_folders
 from aggregator.adapters.peft_adapter import PeftAdapter, PeftModule, adapter_of_tensors
 from aggregator.adapters.peft_config import PeftConfig, PeftError, parse_config
@@ -14,6 +15,8 @@ __all__ = [
     "merge_adapters",
     "merge_folders",
     "parse_config",
+    "read_exported_folder",
     "read_peft_folder",
+    "write_exported_folder",
     "write_peft_folder",
 ]

@@ -52,7 +52,7 @@ def merge_folders(
 
     Raises:
         MergeError: The weights or rank make no sense, or the folders do not belong together.
-        PeftError: A folder cannot be read, or the result not be written.
+        AdapterError: A folder cannot be read, or the result not be written.
     """
     adapters = [read_peft_folder(folder) for folder in folders]
     merged, report = merge_adapters(adapters, weights, rank)

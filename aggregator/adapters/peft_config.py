@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from aggregator.errors import AggregatorError
+from aggregator.errors import AdapterError
 
 __all__ = ["PeftConfig", "PeftError", "parse_config"]
 
 T = TypeVar("T", bound=float)
 
 
-class PeftError(AggregatorError):
-    """It is not a LoRA adapter that can be used here, or it cannot be written; the message says whose and why."""
+class PeftError(AdapterError):
+    """It is not a LoRA adapter that can be used here, or PEFT has none such; the message says whose and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

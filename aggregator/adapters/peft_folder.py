@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.numpy import save
 
 from aggregator.adapters.peft_adapter import PeftAdapter, adapter_of_tensors, factor_tensors, plain_tensors
 from aggregator.adapters.peft_config import PeftError, parse_config
+from aggregator.adapters.whole_folder import write_whole_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,34 +52,16 @@ def write_peft_folder(folder: Path, adapter: PeftAdapter, *, overwrite: bool = F
         overwrite: Replace a folder that is not empty.
 
     Raises:
-        PeftError: The adapter is empty, or the folder exists, is not empty and ``overwrite`` is off.
+        PeftError: The adapter is empty.
+        AdapterError: The folder exists, is not empty and ``overwrite`` is off; or it cannot be written.
     """
     if not adapter.modules:
         raise PeftError(f"{folder}: PEFT has no LoRA adapter without a LoRA module, and this one has none")
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise PeftError(f"{folder} exists and is not an empty folder; choose another, or ask to overwrite it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    replaced = fresh.with_name(f"{fresh.name}.replaced")
-    try:
-        fresh.mkdir()
-        (fresh / CONFIG_FILE).write_text(json.dumps(_config(adapter), indent=2, sort_keys=True) + "\n")
-        (fresh / WEIGHTS_FILE).write_bytes(save(_tensors(adapter), metadata={"format": "pt"}))
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
-        if replaced.is_symlink():
-            replaced.unlink()
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise PeftError(f"{folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    files = {
+        CONFIG_FILE: json.dumps(_config(adapter), indent=2, sort_keys=True).encode() + b"\n",
+        WEIGHTS_FILE: save(_tensors(adapter), metadata={"format": "pt"}),
+    }
+    write_whole_folder(folder, files, overwrite=overwrite)
 
 
 def _read_json(path: Path) -> object:

@@ -8,14 +8,14 @@ import numpy as np
 
 from aggregator.adapters.peft_adapter import PeftAdapter, PeftModule
 from aggregator.merge import GlobalState, Increment, MergeError, slot_factors
-from protocol.manifest import TaskKind
+from protocol.manifest import Pooling, TaskKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protocol.manifest import DenseTensor, Manifest
 
-__all__ = ["adapter_from_state", "state_from_adapter"]
+__all__ = ["adapter_from_state", "beyond_peft", "state_from_adapter"]
 
 _TASK_TYPES = {
     TaskKind.CLASSIFICATION: "SEQ_CLS",
@@ -25,6 +25,23 @@ _TASK_TYPES = {
 }
 _HEADS = ("classifier", "score")
 """What PEFT saves by itself for ``SEQ_CLS``, and then expects to find in the folder."""
+
+
+def beyond_peft(manifest: Manifest) -> str | None:
+    """Why PEFT's LoRA folder cannot hold the result of a run; None: it can."""
+    if not manifest.low_rank:
+        return f"method {manifest.method!r} has no low-rank modules, and PEFT no LoRA adapter without one"
+    task = manifest.task
+    if manifest.dense and task.kind not in _TASK_TYPES:
+        return f"PEFT has no kind of model for {task.kind} tasks, so it would leave their head out"
+    if manifest.dense and task.pooling is not Pooling.MODEL:
+        return f"the head on {task.pooling} pooling is no part of {manifest.base.architecture}: PEFT would leave it out"
+    if of_base := next((tensor.name for tensor in manifest.dense if tensor.initializer is None), None):
+        return (
+            f"{of_base!r} is a tensor of the base model, whose values this host does not have,"
+            " and a PEFT folder holds values, not offsets"
+        )
+    return None
 
 
 def adapter_from_state(state: GlobalState, manifest: Manifest, rank: int, *, seed: int = 0) -> PeftAdapter:
@@ -40,11 +57,12 @@ def adapter_from_state(state: GlobalState, manifest: Manifest, rank: int, *, see
         seed: Seed of the fresh rows.
 
     Raises:
-        MergeError: The rank is no rank; or the manifest tunes a dense tensor of the base itself, which PEFT's folder
-            would need as a value, and only a host with the base model has that.
+        MergeError: The rank is no rank, or PEFT's folder cannot hold the run (:func:`beyond_peft`).
     """
     if rank < 1:
         raise MergeError(f"an adapter has at least rank 1, got {rank}")
+    if reason := beyond_peft(manifest):
+        raise MergeError(f"{reason}: export in the format 'tributary', which holds every run")
     dense = {tensor.name: _value(tensor, state.dense[tensor.name]) for tensor in manifest.dense}
     to_save = _modules_to_save(dense)
     return PeftAdapter(

@@ -2,7 +2,9 @@
 
 import pytest
 
-from aggregator.adapters.export import export_version
+from aggregator.adapters.export import ExportFormat, export_version
+from aggregator.adapters.exported_folder import read_exported_folder
+from aggregator.adapters.exported_state import exported_from_state
 from aggregator.rounds.work import merge_cohort
 from aggregator.store.retention import needed_objects
 from protocol import messages
@@ -86,7 +88,6 @@ def test_an_update_refused_after_it_was_sealed_is_collected(new_world):
 
 
 def test_an_export_of_what_is_collected_meanwhile_takes_the_version_after_it(new_world, tmp_path, monkeypatch):
-    exported = []
     world = new_world(rounds=3, keep_versions=0)
     world.play()
     before = world.federation.version
@@ -104,9 +105,6 @@ def test_an_export_of_what_is_collected_meanwhile_takes_the_version_after_it(new
         config = staticmethod(lambda: world.config)
 
     monkeypatch.setattr("aggregator.adapters.export.command", owner)
-    monkeypatch.setattr("aggregator.adapters.export.adapter_from_state", lambda state, *_, **__: state)
-    monkeypatch.setattr(
-        "aggregator.adapters.export.write_peft_folder", lambda out, state, **_: exported.append(state.to_bytes())
-    )
-    assert export_version(Home(), 2, tmp_path) == 2
-    assert exported == [world.state().to_bytes()]
+    assert export_version(Home(), tmp_path / "out", rank=2, format=ExportFormat.TRIBUTARY).version == 2
+    expected = exported_from_state(world.state(), world.manifest, 2, seed=world.config.seed)
+    assert read_exported_folder(tmp_path / "out").to_files() == expected.to_files()

@@ -32,6 +32,7 @@ from aggregator.adapters import (
     read_peft_folder,
     write_peft_folder,
 )
+from aggregator.errors import AdapterError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENS = torch.arange(11).reshape(1, 11)
@@ -312,7 +313,7 @@ def test_a_folder_with_something_in_it_is_overwritten_only_when_asked(tmp_path: 
     adapter = adapter_of(np.random.default_rng(1), {"fc": 1})
     write_peft_folder(out, adapter)
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(PeftError, match="not an empty folder"):
+    with pytest.raises(AdapterError, match="not an empty folder"):
         write_peft_folder(out, adapter)
     assert (out / "mine.txt").read_text() == "keep"
     write_peft_folder(out, adapter, overwrite=True)
@@ -341,7 +342,7 @@ def test_a_folder_that_cannot_be_replaced_is_left_as_it_was(tmp_path: Path, monk
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(PeftError, match="no space left"):
+    with pytest.raises(AdapterError, match="no space left"):
         write_peft_folder(out, adapter_of(np.random.default_rng(2), {"fc": 1}), overwrite=True)
     assert (out / WEIGHTS).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
