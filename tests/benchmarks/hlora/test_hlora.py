@@ -75,7 +75,6 @@ def test_a_grid_goes_seed_by_seed_and_pools_data_once():
         ({"runs": "-1"}, "runs"),
         ({"model": None}, "model: expected"),
         ({"data": "/no/such/folder"}, "leave it out"),
-        ({"preset": "huge"}, "preset"),
     ],
 )
 def test_a_wrong_flag_is_told(flags, fault):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.command_line import UsageError, run_command
+from benchmarks.command_line import run_command
 from benchmarks.merge.cohorts import store_case
 from benchmarks.merge.contenders import Contender, prepare
 from benchmarks.merge.expected import nvflare_seconds, peft_seconds, svd_seconds
 from benchmarks.merge.experiment import Cell, LayerTime, MemoryUse, run_case, run_svd
 from benchmarks.merge.report import measurements
-from benchmarks.merge.settings import PRESETS, Case, Problem, read_settings
+from benchmarks.merge.settings import PRESETS, Case, Problem
 
 TINY = PRESETS["tiny"]
 
@@ -100,11 +100,6 @@ def test_goals_are_about_the_worst_cells_that_anybody_feels() -> None:
     assert got["worst_excess"] == pytest.approx(0.1)
     assert got["memory_growth"] == pytest.approx(1.2)
     assert got["layer_anonymous_bytes"] == 1000
-
-
-def test_faults_of_the_flags_are_told_together() -> None:
-    with pytest.raises(UsageError, match=r"(?s)--preset.*--seed.*--plot"):
-        read_settings(preset="huge", seed="x", out=None, plot="no/such/folder/p.png")
 
 
 @pytest.mark.slow

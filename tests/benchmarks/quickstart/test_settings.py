@@ -29,14 +29,9 @@ def test_flags_become_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("preset", "qiuck", "--preset: expected one of quick, full, paper, got 'qiuck'"),
-        ("seed", "2.5", "--seed: expected a whole number"),
-        ("seed", "-1", "--seed: expected a whole number"),
-        ("seed", True, "--seed: expected a whole number"),
         ("quantization", "nf5", "--quantization: expected one of nf4"),
         ("query", True, "--query: expected text, got nothing"),
         ("data", "", "--data: expected text, got nothing"),
-        ("out", "no/such/folder/o.json", "--out: there is no folder"),
         ("home", ".", "--home: expected a new or empty folder"),
     ],
 )
@@ -46,8 +41,8 @@ def test_a_wrong_value_is_refused_with_what_was_expected(flag: str, value: objec
 
 
 def test_all_faults_are_told_together() -> None:
-    with pytest.raises(UsageError, match=r"(?s)--preset.*--seed"):
-        read_settings(**FLAGS | {"preset": "x", "seed": "y"})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"(?s)--preset.*--quantization.*--home"):
+        read_settings(**FLAGS | {"preset": "x", "quantization": "y", "home": "."})  # type: ignore[arg-type]
 
 
 def test_devices_differ_in_rank_and_alpha_and_one_is_rank_stabilised() -> None:

@@ -1,0 +1,47 @@
+"""Every benchmark refuses the flags that all have in common in the same words."""
+
+from importlib import import_module
+from inspect import signature
+
+import pytest
+
+from benchmarks.command_line import BENCHMARKS, Planned, UsageError
+
+
+def planned(benchmark: str, **flags: object) -> Planned:
+    """What a command line with these flags, and no others, would run."""
+    return import_module(BENCHMARKS[benchmark]).plan(**flags)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("preset", "qiuck", "--preset: expected one of .*quick, full.*, got 'qiuck'"),
+        ("seed", "2.5", "--seed: expected a whole number"),
+        ("seed", "-1", "--seed: expected a whole number"),
+        ("seed", True, "--seed: expected a whole number"),
+        ("out", True, "--out: expected text, got nothing"),
+        ("out", "no/such/folder/o.json", "--out: there is no folder"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_was_expected(
+    benchmark: str, flag: str, value: object, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(benchmark, **{flag: value})
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_all_faults_are_told_together(benchmark: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)--preset.*--seed.*--out"):
+        planned(benchmark, preset="x", seed="y", out="no/such/folder/o.json")
+
+
+DRAWING = [name for name in BENCHMARKS if "plot" in signature(import_module(BENCHMARKS[name]).plan).parameters]
+
+
+@pytest.mark.parametrize("benchmark", DRAWING)
+def test_a_figure_is_drawn_into_a_folder_that_there_is(benchmark: str) -> None:
+    with pytest.raises(UsageError, match="--plot: there is no folder"):
+        planned(benchmark, plot="no/such/folder/o.png")
