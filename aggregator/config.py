@@ -83,9 +83,10 @@ class RunConfig:
     """``d`` in this round's factor ``1 / (1 + d·(round - 1))`` on the server's learning rates."""
     server_optimizer: OptimizerName = OptimizerName.SGD
     """What is made of the merged update. Momentum is a running sum of it, for all trainables; adagrad, adam and yogi
-    step dense tensors entry by entry, and low-rank modules as sgd does."""
+    step dense tensors entry by entry, and low-rank modules as sgd does; controlled-momentum is a moving average of
+    updates that are corrected by each device's control variate, for dense tensors alone."""
     server_beta1: float = 0.9
-    """Momentum's ``β``, and ``β₁`` of the adaptive optimizers, in [0, 1); FedAdagrad's paper takes 0."""
+    """The momenta's ``β``, and ``β₁`` of the adaptive optimizers, in [0, 1); FedAdagrad's paper takes 0."""
     server_beta2: float = 0.99
     """``β₂`` of adam and yogi, in [0, 1)."""
     server_tau: float = 1e-3
@@ -94,6 +95,9 @@ class RunConfig:
     """``η`` of the adaptive optimizers: how far an entry of a dense tensor moves in a round, in the weights' units."""
     server_momentum_rank: int | None = None
     """Directions kept of each low-rank module's momentum, which gains the cohort's in every round; None: all."""
+    server_population: int | None = None
+    """Devices that the cohorts of controlled-momentum are drawn from, so that those yet to come have their share in the
+    mean of the controls; None: those that came so far."""
     learning_rate_decay: float = 0.0
     """``d`` in this round's factor ``1 / (1 + d·(round - 1))`` on the devices' learning rate: what keeps long runs from
     drifting."""
@@ -174,6 +178,7 @@ class RunConfig:
                 server_tau=f.number("server_tau"),
                 server_dense_learning_rate=f.number("server_dense_learning_rate"),
                 server_momentum_rank=f.optional_integer("server_momentum_rank"),
+                server_population=f.optional_integer("server_population"),
                 learning_rate_decay=f.number("learning_rate_decay"),
                 local=read_local_training(f.table("local")),
                 num_examples_max=f.integer("num_examples_max"),

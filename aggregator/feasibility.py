@@ -22,11 +22,12 @@ _WITH_OPTIMIZER = (StrategyName.DELTA, StrategyName.DELTA_ROTATE, StrategyName.D
 """Strategies whose merged update a server optimizer can take: the others have none, but a next model."""
 _ADAPTIVE = frozenset(name for name in OptimizerName if name.adaptive)
 _USED_BY = {
-    "server_beta1": _ADAPTIVE | {OptimizerName.MOMENTUM},
+    "server_beta1": _ADAPTIVE | {OptimizerName.MOMENTUM, OptimizerName.CONTROLLED_MOMENTUM},
     "server_beta2": frozenset({OptimizerName.ADAM, OptimizerName.YOGI}),
     "server_tau": _ADAPTIVE,
     "server_dense_learning_rate": _ADAPTIVE,
     "server_momentum_rank": frozenset({OptimizerName.MOMENTUM}),
+    "server_population": frozenset({OptimizerName.CONTROLLED_MOMENTUM}),
 }
 """Which optimizers a number is for."""
 
@@ -82,6 +83,10 @@ def _mode(config: RunConfig) -> _Faults:
         config.weights is Weighting.HORVITZ_THOMPSON,
         "weights horvitz-thompson is for mode sync: who fills a buffer is not drawn, and has no probability",
     )
+    yield (
+        config.server_optimizer is OptimizerName.CONTROLLED_MOMENTUM,
+        "server_optimizer controlled-momentum is for mode sync: gradients at many versions are not comparable",
+    )
 
 
 def _devices(config: RunConfig, manifest: Manifest) -> _Faults:
@@ -104,8 +109,9 @@ def _merge(config: RunConfig) -> _Faults:
         yield not 0 <= getattr(config, name) < 1, f"{name} is {getattr(config, name)}, expected 0 <= {name} < 1"
     for name in ("server_tau", "server_dense_learning_rate"):
         yield not 0 < getattr(config, name) < math.inf, f"{name} is {getattr(config, name)}, expected > 0"
-    rank = config.server_momentum_rank
-    yield rank is not None and rank < 1, f"server_momentum_rank is {rank}, expected >= 1"
+    for name in ("server_momentum_rank", "server_population"):
+        number = getattr(config, name)
+        yield number is not None and number < 1, f"{name} is {number}, expected >= 1"
 
 
 def _combined(config: RunConfig, manifest: Manifest) -> _Faults:
@@ -129,6 +135,16 @@ def _combined(config: RunConfig, manifest: Manifest) -> _Faults:
     yield (
         optimizer.adaptive and not manifest.dense,
         f"server_optimizer {optimizer}: it is for dense tensors, and the manifest has none; use sgd or momentum",
+    )
+    controlled = optimizer is OptimizerName.CONTROLLED_MOMENTUM
+    yield (
+        controlled and bool(manifest.low_rank),
+        f"server_optimizer {optimizer}: its controls are for dense tensors, and the manifest has low-rank modules, "
+        "whose products would be a whole matrix for every device; use momentum",
+    )
+    yield (
+        controlled and config.weights is Weighting.HORVITZ_THOMPSON,
+        f"server_optimizer {optimizer} with weights {config.weights}: both correct for who is drawn; use one of them",
     )
     yield (
         Requirement.RESIDUAL in make_strategy(name).requires

@@ -7,6 +7,7 @@ Times are durations: the two sides share no clock.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -71,6 +72,20 @@ class LocalTraining:
     device holds them (PEFT's ``B`` and ``A``, and dense tensors) and ``w₀`` what it was handed. 0: no pull.
 
     Reference: Li et al., "Federated Optimization in Heterogeneous Networks", 2020, arXiv:1812.06127, section 3.2."""
+
+    def steps(self, num_examples: int) -> int:
+        """Optimizer steps over so many examples; a last, smaller batch counts, and so does a part of an epoch.
+
+        Example:
+            >>> LocalTraining(batch_size=4, epochs=2.0).steps(10), LocalTraining(batch_size=4, epochs=0.5).steps(10)
+            (6, 2)
+        """
+        steps = math.ceil(self.epochs * math.ceil(num_examples / self.batch_size))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def step_length(self, num_examples: int) -> float:
+        """``K·η``: steps over so many examples, times the learning rate that they peak at."""
+        return self.steps(num_examples) * self.learning_rate * self.learning_rate_scale
 
 
 @dataclass(frozen=True, kw_only=True)

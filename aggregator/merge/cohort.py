@@ -118,10 +118,19 @@ class Cohort:
             MergeError: As :meth:`shares`.
         """
         total = np.zeros(tensor.shape)
+        for update, change in self.changes(tensor):
+            total += self.weight(update) * change
+        return total
+
+    def changes(self, tensor: DenseTensor) -> Iterator[tuple[ClientUpdate, NDArray[np.float64]]]:
+        """``d_i`` of each device that trained a dense tensor.
+
+        Raises:
+            MergeError: As :meth:`shares`.
+        """
         for update, _, names in self.members:
             if tensor.name in names:
-                total += self.weight(update) * _dense(update, tensor.name)
-        return total
+                yield update, _dense(update, tensor.name)
 
     def weight(self, update: ClientUpdate) -> float:
         """``p_i·s(τ_i)`` of one of its updates."""

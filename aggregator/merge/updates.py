@@ -41,6 +41,8 @@ class ClientUpdate:
     """Slots behind its rank that it held frozen: it saw them, and did not train them."""
     staleness: int = 0
     """``τ``: versions that followed the one that it was handed, before this merge."""
+    step_length: float = 1.0
+    """``K·η``: its optimizer steps times their learning rate, what its change is divided by to be a mean gradient."""
 
 
 def check_update(update: ClientUpdate, manifest: Manifest, slots: int) -> Layout:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from aggregator.merge import GlobalState, MergeError
+from aggregator.merge import GlobalState
 from aggregator.optimizers.memory import Memory
-from aggregator.optimizers.settings import check_positive, check_share
+from aggregator.optimizers.settings import check_positive, check_share, refuse_module
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,14 +60,14 @@ class Adaptive:
     def init(self, manifest: Manifest) -> Memory:
         """``u = 0``, ``v = τ²``."""
         if manifest.low_rank:
-            _refuse(manifest.low_rank[0].name)
+            refuse_module(manifest.low_rank[0].name)
         second = {tensor.name: np.full(tensor.shape, self.tau**2) for tensor in manifest.dense}
         return Memory(steps=0, momentum=GlobalState.zeros(manifest), second=second)
 
     def update(self, change: GlobalState, memory: Memory) -> tuple[GlobalState, Memory]:
         """``Δ``, and ``u'`` and ``v'``."""
         if change.low_rank:
-            _refuse(next(iter(change.low_rank)))
+            refuse_module(next(iter(change.low_rank)))
         first, second, step = {}, {}, {}
         for name, D in change.dense.items():
             first[name] = self.beta1 * memory.momentum.dense[name] + (1.0 - self.beta1) * D
@@ -82,10 +82,3 @@ class Adaptive:
         if self.rule is SecondMoment.ADAM:
             return self.beta2 * v + (1.0 - self.beta2) * square
         return v - (1.0 - self.beta2) * square * np.sign(v - square)
-
-
-def _refuse(name: str) -> None:
-    raise MergeError(
-        f"{name!r} is a low-rank module, and elementwise moments need a dense tensor; "
-        "combine this optimizer with Sgd or Momentum by PerKind"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -29,6 +29,8 @@ class Memory:
     """First moment, in product space for low-rank modules; rank 0 costs nothing."""
     second: Mapping[str, NDArray[np.float64]]
     """Second moment by dense tensor; empty if unused."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Updates of each dense tensor so far; empty if unused."""
 
     @classmethod
     def zeros(cls, manifest: Manifest) -> Self:
@@ -38,7 +40,8 @@ class Memory:
     def tensors(self) -> Tensors:
         """What is stored, by name."""
         momentum, second = prefixed("momentum", self.momentum.tensors()), prefixed("second", self.second)
-        return {"steps": np.array([float(self.steps)]), **momentum, **second}
+        counts = prefixed("count", {name: np.array([float(count)]) for name, count in self.counts.items()})
+        return {"steps": np.array([float(self.steps)]), **momentum, **second, **counts}
 
     @classmethod
     def of_tensors(cls, tensors: Stored, manifest: Manifest) -> Self:
@@ -50,8 +53,11 @@ class Memory:
         steps = whole(tensors["steps"]) if "steps" in tensors else None
         second = {name: whole(value) for name, value in under("second", tensors).items()}
         shapes = {tensor.name: tensor.shape for tensor in manifest.dense}
+        counts = {name: whole(value) for name, value in under("count", tensors).items()}
         wrong = [name for name, value in second.items() if shapes.get(name) != value.shape]
+        wrong += [name for name, value in counts.items() if name not in shapes or value.shape != (1,)]
         if wrong or steps is None or steps.shape != (1,) or not steps[0] >= 0:
             raise MergeError("the optimizer's stored memory is not of this run's manifest")
         momentum = GlobalState.of_tensors(under("momentum", tensors), manifest)
-        return cls(steps=int(steps[0]), momentum=momentum, second=second)
+        updates = {name: int(value[0]) for name, value in counts.items()}
+        return cls(steps=int(steps[0]), momentum=momentum, second=second, counts=updates)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aggregator.optimizers.adaptive import Adaptive, SecondMoment
 from aggregator.optimizers.momentum import Momentum
+from aggregator.optimizers.moving_average import MovingAverage
 from aggregator.optimizers.per_kind import PerKind
 from aggregator.optimizers.sgd import Sgd
 
@@ -23,6 +24,9 @@ class OptimizerName(StrEnum):
     """The default: a step along it."""
     MOMENTUM = "momentum"
     """A step along a running sum (FedAvgM), for all trainables."""
+    CONTROLLED_MOMENTUM = "controlled-momentum"
+    """A step along a moving average of changes that are corrected by each device's control variate (FedPepTAO): dense
+    tensors alone. The corrections are :class:`~aggregator.optimizers.ControlVariates`'s."""
     ADAGRAD = "adagrad"
     """FedAdagrad for dense tensors, a plain step for low-rank modules."""
     ADAM = "adam"
@@ -72,6 +76,8 @@ def make_optimizer(
     """
     if name is OptimizerName.MOMENTUM:
         return Momentum(learning_rate=learning_rate, beta=beta1, rank_max=rank_max)
+    if name is OptimizerName.CONTROLLED_MOMENTUM:
+        return MovingAverage(learning_rate=learning_rate, beta=beta1)
     plain = Sgd(learning_rate=learning_rate)
     if not name.adaptive:
         return plain

@@ -8,7 +8,7 @@ from typing import Any
 from aggregator.config import RunConfig
 from aggregator.merge.strategies import Delta, Strategy, make_strategy
 from aggregator.merge.weighting import Weighting
-from aggregator.optimizers import OptimizerName, make_optimizer
+from aggregator.optimizers import ControlVariates, OptimizerName, make_optimizer
 from aggregator.optimizers.interface import Optimizer
 
 __all__ = ["MergeRule", "merge_rule"]
@@ -37,10 +37,12 @@ def merge_rule(config: RunConfig, round_number: int = 1) -> MergeRule:
     step *= config.server_learning_rate_scale(round_number)
     if not isinstance(strategy, Delta):
         return MergeRule(strategy=strategy, step=step, weighting=config.weights)
-    optimizer = None
+    optimizer, controls = None, None
     if config.server_optimizer is not OptimizerName.SGD:
         optimizer, step = _optimizer(config, round_number), 1.0
-    delta = replace(strategy, retention=config.retention, optimizer=optimizer)
+    if config.server_optimizer is OptimizerName.CONTROLLED_MOMENTUM:
+        controls = ControlVariates(population=config.server_population)
+    delta = replace(strategy, retention=config.retention, optimizer=optimizer, controls=controls)
     return MergeRule(strategy=delta, step=step, weighting=config.weights)
 
 

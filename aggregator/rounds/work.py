@@ -324,6 +324,7 @@ def _updates(store: ObjectStore, manifest: Manifest, job: MergeJob) -> Iterator[
             frozen=assignment.frozen_factors,
             residual=assignment.handout.slots - assignment.rank,
             staleness=job.base.version - assignment.version,
+            step_length=assignment.local.step_length(update.num_examples),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,21 +14,10 @@ from edge_client.data.tasks import Encoded
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["collate", "epoch_batches", "in_order", "steps_in", "training_batches"]
+__all__ = ["collate", "epoch_batches", "in_order", "training_batches"]
 
 _BUCKET_BATCHES = 16
 """Batches in one bucket: examples are sorted by length inside a bucket only, so that order stays mostly random."""
-
-
-def steps_in(examples: int, batch_size: int, epochs: float, max_steps: int | None = None) -> int:
-    """Optimizer steps in so many passes; a last, smaller batch counts, and so does a part of an epoch.
-
-    Example:
-        >>> steps_in(10, 4, 2.0), steps_in(10, 4, 0.5), steps_in(10, 4, 2.0, max_steps=3)
-        (6, 2, 3)
-    """
-    steps = math.ceil(epochs * math.ceil(examples / batch_size))
-    return steps if max_steps is None else min(steps, max_steps)
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from edge_client.data.batching import steps_in, training_batches
+from edge_client.data.batching import training_batches
 from edge_client.data.tasks import Example
 from edge_client.errors import EdgeClientError
 from edge_client.trainer import Cancelled, Progress
@@ -51,7 +51,7 @@ def train(
         EdgeClientError: The loss became NaN or infinite.
     """
     local = assignment.local
-    steps = steps_in(len(examples), local.batch_size, local.epochs, local.max_steps)
+    steps = local.steps(len(examples))
     peak = local.learning_rate * local.learning_rate_scale
     # One kernel for all factors: on a CPU a seventh of the time of one factor after the other.
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=local.weight_decay, fused=True)

@@ -32,10 +32,14 @@ def told(manifest, **settings):
         *(("server_learning_rate_decay", -1.0), ("server_learning_rate_decay", math.inf)),
         *(("server_beta1", 1.0), ("server_beta2", -0.1), ("server_tau", 0.0), ("server_tau", math.nan)),
         *(("server_dense_learning_rate", 0.0), ("server_dense_learning_rate", math.inf), ("server_momentum_rank", 0)),
+        ("server_population", 0),
     ],
 )
 def test_a_number_out_of_range_is_named(manifest, setting, value):
-    users = {"server_momentum_rank": OptimizerName.MOMENTUM}
+    users = {
+        "server_momentum_rank": OptimizerName.MOMENTUM,
+        "server_population": OptimizerName.CONTROLLED_MOMENTUM,
+    }
     optimizer = users.get(setting, OptimizerName.ADAM)
     assert setting in told(manifest, server_optimizer=optimizer, **{setting: value})
 
@@ -69,17 +73,27 @@ def test_an_adaptive_optimizer_needs_a_dense_tensor(manifest, name):
 @pytest.mark.parametrize(
     ("setting", "value", "users"),
     [
-        ("server_beta1", 0.5, "adagrad, adam, momentum, yogi"),
+        ("server_beta1", 0.5, "adagrad, adam, controlled-momentum, momentum, yogi"),
         ("server_beta2", 0.5, "adam, yogi"),
         ("server_tau", 0.5, "adagrad, adam, yogi"),
         ("server_dense_learning_rate", 0.5, "adagrad, adam, yogi"),
         ("server_momentum_rank", 5, "momentum"),
+        ("server_population", 5, "controlled-momentum"),
     ],
 )
 @pytest.mark.parametrize("name", list(OptimizerName))
 def test_a_number_that_the_optimizer_has_no_use_for_is_refused(manifest, name, setting, value, users):
-    found = told(manifest, server_optimizer=name, **{setting: value})
+    found = told(replace(manifest, low_rank=()), server_optimizer=name, **{setting: value})
     assert found == ("" if name in users.split(", ") else f"{setting} with server_optimizer {name}: it is for {users}")
+
+
+def test_controls_are_for_dense_tensors_of_one_version_and_one_correction(manifest):
+    settings = {"server_optimizer": OptimizerName.CONTROLLED_MOMENTUM}
+    assert "the manifest has low-rank modules" in told(manifest, **settings)
+    dense = replace(manifest, low_rank=())
+    assert not told(dense, **settings, server_population=100)
+    assert "controlled-momentum is for mode sync" in told(dense, **settings, mode=Mode.ASYNC)
+    assert "both correct for who is drawn" in told(dense, **settings, weights=Weighting.HORVITZ_THOMPSON)
 
 
 @pytest.mark.parametrize("name", FRESH_FIRST)
@@ -111,6 +125,8 @@ def test_all_faults_come_in_one_message_at_the_start_of_a_run(manifest):
 @pytest.mark.parametrize("strategy", list(StrategyName))
 def test_whatever_is_feasible_can_be_started(manifest, strategy, optimizer):
     config = replace(GOOD, strategy=strategy, server_optimizer=optimizer, residual_slots=8)
+    if optimizer is OptimizerName.CONTROLLED_MOMENTUM:
+        manifest = replace(manifest, low_rank=())
     if not faults_of(config, manifest):
         rule = merge_rule(config).strategy
         state = rule.start(manifest, GlobalState.zeros(manifest), 0)

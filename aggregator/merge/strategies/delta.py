@@ -18,7 +18,9 @@ from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.reports import report_round
 from aggregator.merge.strategies.retention import fading
 from aggregator.merge.tensor_file import Stored, Tensors, prefixed, under
+from aggregator.optimizers.controls import Controls, ControlVariates
 from aggregator.optimizers.memory import Memory
+from aggregator.optimizers.moving_average import MovingAverage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +43,8 @@ class DeltaState:
     """The exact offset from the base."""
     memory: Memory | None
     """None if there is no optimizer."""
+    controls: Controls | None = None
+    """None if changes are not corrected."""
 
 
 @final
@@ -61,18 +65,29 @@ class Delta(Strategy[DeltaState]):
     """``ρ``, share kept of what the cohort did not see (:mod:`~aggregator.merge.strategies.retention`); 1: all."""
     optimizer: Optimizer | None = None
     """What is made of the merged change before it is added; None: it is added as it is."""
+    controls: ControlVariates | None = None
+    """What devices' changes are corrected by before that; None: they count as they came."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.retention <= 1.0:
             raise MergeError(f"retention is a share from 0 to 1, got {self.retention}")
         if self.retention < 1.0 and self.order is not Order.TOP:
             raise MergeError(f"retention goes with the order 'top', got {self.order.value!r}: it acts on the tail of M")
+        if self.controls is not None and not isinstance(self.optimizer, MovingAverage | None):
+            raise MergeError("controls go with a moving average, or no optimizer: others do not let a tensor rest")
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """The residual where hand-outs begin with fresh slots; with retention one version: several have no one tail."""
+        """The residual where hand-outs begin with fresh slots; one version with retention or controls.
+
+        What a cohort of several versions did not see is no one tail, and gradients at several are not comparable.
+        """
         residual = {Requirement.RESIDUAL} if self.order is Order.FRESH else set()
-        return frozenset(residual | ({Requirement.ONE_VERSION} if self.retention < 1.0 else set()))
+        return frozenset(residual | ({Requirement.ONE_VERSION} if self._of_one_version else set()))
+
+    @property
+    def _of_one_version(self) -> bool:
+        return self.retention < 1.0 or self.controls is not None
 
     @property
     def fails(self) -> frozenset[Property]:
@@ -82,7 +97,10 @@ class Delta(Strategy[DeltaState]):
     def start(self, manifest: Manifest, offset: GlobalState, seed: int) -> DeltaState:
         """The offset itself."""
         del seed
-        return DeltaState(offset=offset, memory=None if self.optimizer is None else self.optimizer.init(manifest))
+        memory = None if self.optimizer is None else self.optimizer.init(manifest)
+        return DeltaState(
+            offset=offset, memory=memory, controls=None if self.controls is None else self.controls.init(manifest)
+        )
 
     def handout(self, state: DeltaState, manifest: Manifest, slots: int, seed: int) -> AdapterTensors:
         """The model's directions in :attr:`order`."""
@@ -91,9 +109,9 @@ class Delta(Strategy[DeltaState]):
     def open(self, state: DeltaState, given: RoundInput) -> OpenMerge[DeltaState]:
         """Adds what was changed; see :meth:`Strategy.open`."""
         check_step(given.step)
-        if self.retention < 1.0 and any(update.staleness for update in given.updates):
-            raise MergeError("retention goes with updates of the live version alone: it acts on what they did not see")
-        plain = self.optimizer is None and self.retention == 1.0
+        if self._of_one_version and any(update.staleness for update in given.updates):
+            raise MergeError("retention and controls go with updates of the live version alone; use neither here")
+        plain = self.optimizer is None and self.controls is None and self.retention == 1.0
         round = Round.of(
             state.offset if plain else GlobalState.zeros(given.manifest),
             given.manifest,
@@ -116,17 +134,24 @@ class Delta(Strategy[DeltaState]):
         return state.offset
 
     def tensors(self, state: DeltaState) -> Tensors:
-        """As :meth:`GlobalState.tensors`; with an optimizer, beside what that remembers."""
-        if state.memory is None:
+        """As :meth:`GlobalState.tensors`; with an optimizer or controls, beside what those remember."""
+        if state.memory is None and state.controls is None:
             return state.offset.tensors()
-        return {**prefixed("offset", state.offset.tensors()), **prefixed("memory", state.memory.tensors())}
+        memory = {} if state.memory is None else prefixed("memory", state.memory.tensors())
+        controls = {} if state.controls is None else prefixed("controls", state.controls.tensors())
+        return {**prefixed("offset", state.offset.tensors()), **memory, **controls}
 
     def of_tensors(self, tensors: Stored, manifest: Manifest) -> DeltaState:
-        """Reads what :meth:`tensors` told, with the same kind of optimizer."""
-        if self.optimizer is None:
+        """Reads what :meth:`tensors` told, with the same kind of optimizer and controls."""
+        if self.optimizer is None and self.controls is None:
             return DeltaState(offset=GlobalState.of_tensors(tensors, manifest), memory=None)
         offset = GlobalState.of_tensors(under("offset", tensors), manifest)
-        return DeltaState(offset=offset, memory=Memory.of_tensors(under("memory", tensors), manifest))
+        memory, controls = under("memory", tensors), under("controls", tensors)
+        return DeltaState(
+            offset=offset,
+            memory=None if self.optimizer is None else Memory.of_tensors(memory, manifest),
+            controls=None if self.controls is None else Controls.of_tensors(controls, manifest),
+        )
 
 
 @final
@@ -185,16 +210,18 @@ class SteppedMerge:
     def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[DeltaState, MergeReport]:
         """The next state: the optimizer takes its step here."""
         change, _ = self.changes.finish(modules)  # without an optimizer, of its dense tensors alone
-        memory = None
+        memory, controls = None, None
+        if self.rule.controls is not None and self.state.controls is not None:
+            change, controls = self.rule.controls.correct(change, self.changes, self.state.controls)
         if self.rule.optimizer is not None and self.state.memory is not None:
             change, memory = self.rule.optimizer.update(change, self.state.memory)
             modules = {m.name: self._added(m, change.low_rank[m.name]) for m in self.manifest.low_rank}
         before = self.state.offset.dense
-        dense = {name: value + change.dense[name] for name, value in before.items()}
+        dense = {**before, **{name: before[name] + step for name, step in change.dense.items()}}
         ordered = [modules[module.name] for module in self.manifest.low_rank]
         offset = GlobalState(low_rank={told.name: value for value, told in ordered}, dense=dense)
         report = report_round(self.changes.cohort, tuple(told for _, told in ordered), before, dense)
-        return DeltaState(offset=offset, memory=memory), report
+        return DeltaState(offset=offset, memory=memory, controls=controls), report
 
     def _added(self, module: LowRankModule, change: ModuleState) -> tuple[ModuleState, ModuleReport]:
         before, scratch, slots = self.state.offset.low_rank[module.name], Scratch(self.changes.scratch), self._slots

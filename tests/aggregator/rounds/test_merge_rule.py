@@ -7,7 +7,16 @@ import pytest
 from aggregator.config import RunConfig
 from aggregator.merge.strategies import Delta, Hlora, StrategyName
 from aggregator.merge.weighting import Weighting
-from aggregator.optimizers import Adaptive, Momentum, OptimizerName, PerKind, SecondMoment, Sgd
+from aggregator.optimizers import (
+    Adaptive,
+    ControlVariates,
+    Momentum,
+    MovingAverage,
+    OptimizerName,
+    PerKind,
+    SecondMoment,
+    Sgd,
+)
 from aggregator.rounds.merge_rule import MergeRule, merge_rule
 
 
@@ -53,6 +62,18 @@ def test_an_adaptive_optimizer_is_for_dense_tensors_and_low_rank_modules_take_a_
     dense = Adaptive(rule=rule, learning_rate=0.01, beta1=0.1, beta2=0.2, tau=0.3)
     optimizer = PerKind(low_rank=Sgd(learning_rate=0.4), dense=dense)
     assert merge_rule(settings, 2) == MergeRule(strategy=Delta(optimizer=optimizer))
+
+
+def test_controlled_momentum_corrects_what_it_averages():
+    settings = config(
+        server_optimizer=OptimizerName.CONTROLLED_MOMENTUM,
+        server_learning_rate=0.8,
+        server_learning_rate_decay=1.0,
+        server_beta1=0.5,
+        server_population=100,
+    )
+    expected = Delta(optimizer=MovingAverage(learning_rate=0.4, beta=0.5), controls=ControlVariates(population=100))
+    assert merge_rule(settings, 2) == MergeRule(strategy=expected, step=1.0)
 
 
 def test_retention_and_weights_find_their_place():

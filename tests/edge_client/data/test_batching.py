@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.data.batching import collate, epoch_batches, in_order, steps_in, training_batches
+from edge_client.data.batching import collate, epoch_batches, in_order, training_batches
 from edge_client.data.tasks import Encoded
+from protocol.assignment import LocalTraining
 
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=300)
 sizes = st.integers(1, 20)
@@ -22,7 +23,7 @@ def test_an_epoch_holds_every_example_once(tokens, size, seed):
 
 @given(lengths, sizes, st.floats(0.1, 3.0), st.integers(0, 9))
 def test_training_has_as_many_batches_as_steps_and_the_seed_decides_them(tokens, size, epochs, seed):
-    steps = steps_in(len(tokens), size, epochs)
+    steps = LocalTraining(batch_size=size, epochs=epochs).steps(len(tokens))
     first, second = (list(training_batches(tokens, size, steps, seed)) for _ in range(2))
     assert len(first) == steps
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
