@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["absolute", "flag_faults", "folder_fault"]
+from benchmarks.command_line import UsageError
+
+__all__ = ["absolute", "flag_faults", "folder_fault", "refuse"]
 
 
 def flag_faults(
@@ -43,6 +45,16 @@ def folder_fault(name: str, folder: str | None) -> list[str]:
     if Path(folder).is_dir() and not any(Path(folder).iterdir()):
         return []
     return [f"--{name}: expected a new or empty folder, there is something at {folder}"]
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Ends a command that was mistyped; does nothing if there are no faults.
+
+    Raises:
+        UsageError: All that is wrong, in one message.
+    """
+    if faults:
+        raise UsageError("\n".join(faults))
 
 
 def absolute(path: str | None) -> Path | None:

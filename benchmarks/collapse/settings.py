@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.command_line import UsageError
-from benchmarks.flags import absolute, flag_faults
+from benchmarks.flags import absolute, flag_faults, refuse
 
 __all__ = ["PARTICIPATIONS", "PRESETS", "RANKS", "ROUNDS", "Preset", "Settings", "read_settings"]
 
@@ -70,7 +69,5 @@ def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None) 
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    faults = flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot})
-    if faults:
-        raise UsageError("\n".join(faults))
+    refuse(flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot}))
     return Settings(preset_name=preset, seed=int(seed), out=absolute(out), plot=absolute(plot))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.command_line import UsageError
-from benchmarks.flags import absolute, flag_faults, folder_fault
+from benchmarks.flags import absolute, flag_faults, folder_fault, refuse
 
 __all__ = ["PRESETS", "RANKS", "Preset", "Settings", "read_settings"]
 
@@ -78,6 +77,5 @@ def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None, 
     """
     faults = flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot}, home=home)
     faults += folder_fault("home", home)
-    if faults:
-        raise UsageError("\n".join(faults))
+    refuse(faults)
     return Settings(preset_name=preset, seed=int(seed), out=absolute(out), plot=absolute(plot), home=absolute(home))

@@ -8,8 +8,7 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.command_line import UsageError
-from benchmarks.flags import absolute, flag_faults
+from benchmarks.flags import absolute, flag_faults, refuse
 from benchmarks.hlora.arms import ARMS
 
 __all__ = ["PRESETS", "Cell", "Preset", "Settings", "cells_of", "read_settings"]
@@ -189,8 +188,7 @@ def read_settings(
         faults.append("--model: expected the hub id or folder of a small Llama, such as stories260K")
     if isinstance(data, str) and not Path(data).is_dir():
         faults.append(f"--data: there is no folder {data}; leave it out to fetch the data from the hub")
-    if faults:
-        raise UsageError("\n".join(faults))
+    refuse(faults)
     return Settings(
         preset_name=preset,
         seed=int(seed),

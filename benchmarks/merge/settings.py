@@ -8,8 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.command_line import UsageError
-from benchmarks.flags import absolute, flag_faults
+from benchmarks.flags import absolute, flag_faults, refuse
 from benchmarks.merge.expected import svd_seconds
 
 __all__ = ["LAYER_RANKS", "LLAMA_LAYER", "PRESETS", "RANKS", "Case", "Preset", "Problem", "Settings", "read_settings"]
@@ -143,7 +142,5 @@ def read_settings(*, preset: str, seed: str, out: str | None, plot: str | None) 
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    faults = flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot})
-    if faults:
-        raise UsageError("\n".join(faults))
+    refuse(flag_faults(PRESETS, preset=preset, seed=seed, files={"out": out, "plot": plot}))
     return Settings(preset_name=preset, seed=int(seed), out=absolute(out), plot=absolute(plot))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.command_line import UsageError
-from benchmarks.flags import absolute, flag_faults, folder_fault
+from benchmarks.flags import absolute, flag_faults, folder_fault, refuse
 from protocol.manifest import Quantization
 
 __all__ = ["DEVICES", "PRESETS", "Device", "Preset", "Settings", "read_settings"]
@@ -116,8 +115,7 @@ def read_settings(
     if quantization not in list(Quantization):
         faults.append(f"--quantization: expected one of {', '.join(Quantization)}, got {quantization!r}")
     faults += folder_fault("home", home)
-    if faults:
-        raise UsageError("\n".join(faults))
+    refuse(faults)
     return Settings(
         preset_name=preset,
         seed=int(seed),
