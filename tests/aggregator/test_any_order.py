@@ -158,10 +158,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(held=st.booleans())
     def hold_workers(self, held):
-        for executor in (self.world.verify, self.world.merge):
-            executor.held = held
-            if not held:
-                executor.step()
+        self.world.hold_workers(held)
 
     @rule(name=DEVICES)
     def revoke(self, name):
@@ -266,7 +263,7 @@ class AnyOrder(RuleBasedStateMachine):
     def finish_the_run(self):
         """Whatever happened, honest devices can bring the run to its end."""
         world = self.world
-        self.hold_workers(held=False)
+        self.world.hold_workers(False)
         helpers = [world.device(name) for name in "wxyz"]
         for _ in range(40):
             if world.federation.finished:

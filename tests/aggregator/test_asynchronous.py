@@ -115,8 +115,7 @@ def test_what_arrives_while_a_buffer_is_merged_is_acknowledged_and_counts_in_the
     assert world.federation.round.phase is Phase.MERGING
     assert isinstance(devices[0].ready(), messages.Wait)
     assert devices[3].task() == given[3], "who is at work goes on"
-    world.merge.held = False
-    world.merge.step()
+    world.merge.release()
     world.poll()
     merged = {row.client[0]: (row.round, row.state) for number in (1, 2) for row in world.journal.uploads(number)}
     assert merged == {"a": (1, "merged"), "b": (1, "merged"), "c": (2, "durable")}
@@ -131,8 +130,7 @@ def test_a_buffer_that_filled_during_a_merge_is_merged_right_after_it(buffered):
     world.merge.held = True
     for device, task in zip(devices, given, strict=True):
         deliver(device, task)
-    world.merge.held = False
-    world.merge.step()
+    world.merge.release()
     world.poll()
     assert world.federation.version.version == 2
     assert [len(world.journal.uploads(number)) for number in (1, 2)] == [2, 3], "all that came early are in"
@@ -165,8 +163,7 @@ def test_an_update_that_is_being_checked_when_a_version_is_committed_is_kept(buf
     for device, task in zip(quick, tasks, strict=True):
         deliver(device, task)
     assert slow.deliver_all(given, slow.update(given)) is None  # sealed, and not looked at yet
-    world.merge.held = False
-    world.merge.step()
+    world.merge.release()
     future = next(iter(world.federation._intake._checking.values())).future
     future.done = lambda: False  # the loop has not noticed
     world.poll()

@@ -78,8 +78,7 @@ def test_an_update_refused_after_it_was_sealed_is_collected(new_world):
     world.verify.held = True
     third.deliver_all(given[third], third.update(given[third]))
     world.poll()  # the round closes without it
-    world.verify.held = False
-    world.verify.step()
+    world.verify.release()
     world.poll()
     assert third.inbox[-1].code is NackCode.STALE
     assert world.federation.version.version == 1

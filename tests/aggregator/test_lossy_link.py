@@ -201,10 +201,7 @@ class LossyLinks(RuleBasedStateMachine):
 
     @rule(held=st.booleans())
     def hold_workers(self, held):
-        for executor in (self.world.verify, self.world.merge):
-            executor.held = held
-            if not held:
-                executor.step()
+        self.world.hold_workers(held)
 
     @rule()
     def crash(self):
@@ -235,7 +232,7 @@ class LossyLinks(RuleBasedStateMachine):
 
     def heal(self):
         """Once the links carry what is put on them, in order, the run comes to its end."""
-        self.hold_workers(held=False)
+        self.world.hold_workers(False)
         for device in self.devices.values():
             device.reconnect()
         for _ in range(600):

@@ -57,6 +57,11 @@ class SteppedExecutor(Executor):
         while self._pending:
             self._pending.popleft()()
 
+    def release(self) -> None:
+        """Does all that is pending, and from now on what is submitted."""
+        self.held = False
+        self.step()
+
 
 class FakeDevice:
     """A device that says whatever a test wants, legal or not, and remembers what it was told."""
@@ -220,6 +225,14 @@ class World:
 
     def new_peer(self) -> bytes:
         return next(self._numbers).to_bytes(8, "big")
+
+    def hold_workers(self, held: bool) -> None:
+        """Lets what the workers are given wait from now on, or does it."""
+        for worker in (self.verify, self.merge):
+            if held:
+                worker.held = True
+            else:
+                worker.release()
 
     def poll(self, after_s: float = 0.0) -> None:
         """Lets time pass, and the aggregator act."""
