@@ -2,5 +2,16 @@
 
 from benchmarks.grid.cell_file import CellFile, Conditions, Record, cell_of, title
 from benchmarks.grid.runner import one_thread, or_failure, run_cells
+from benchmarks.grid.settings import GridSettings
 
-__all__ = ["CellFile", "Conditions", "Record", "cell_of", "one_thread", "or_failure", "run_cells", "title"]
+__all__ = [
+    "CellFile",
+    "Conditions",
+    "GridSettings",
+    "Record",
+    "cell_of",
+    "one_thread",
+    "or_failure",
+    "run_cells",
+    "title",
+]

@@ -81,12 +81,7 @@ def _run(settings: Settings) -> None:
         print(f"wrote {settings.plot}")
     conclude(
         "hlora",
-        {
-            "preset": settings.preset_name,
-            "seed": settings.seed,
-            "data": settings.data and settings.data.name,
-            "model": settings.model and settings.model.rstrip("/").rpartition("/")[2],
-        },
+        settings.flags(),
         settings.seeds,
         measurements(records),
         rows(records, footprints),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from benchmarks.flags import absolute, flag_faults, refuse
+from benchmarks.grid.settings import GridSettings
 from benchmarks.hlora.arms import ARMS
 
 __all__ = ["PRESETS", "Cell", "Preset", "Settings", "cells_of", "read_settings"]
@@ -117,28 +117,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 ``minilm`` a pretrained sentence encoder on pairs of sentences."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(GridSettings):
     """One call, checked."""
-
-    preset_name: str
-    """Name in :data:`PRESETS`."""
-    seed: int
-    """First seed."""
-    data: Path | None
-    """Folder with one folder per task; None: from the hub."""
-    model: str | None
-    """Hub id or folder of the base model; None: all-MiniLM-L6-v2 from its package."""
-    cells: Path | None
-    """Where finished cells are stored, and looked for; None: nowhere."""
-    workers: int
-    """Processes that run cells."""
-    runs: int | None
-    """Most cells to run now; None: all that are missing."""
-    out: Path | None
-    """Where the result goes as JSON; None: nowhere."""
-    plot: Path | None
-    """Where the figure goes; None: nowhere."""
 
     @property
     def preset(self) -> Preset:
@@ -161,42 +141,13 @@ def cells_of(preset: Preset, seeds: Sequence[int]) -> Iterator[Cell]:
             yield Cell(task=task, alpha=alpha, participation=participation, seed=seed, arm=arm)
 
 
-def read_settings(
-    *,
-    preset: str,
-    seed: str,
-    data: str | None,
-    model: str | None,
-    cells: str | None,
-    workers: str,
-    runs: str | None,
-    out: str | None,
-    plot: str | None,
-) -> Settings:
-    """Checks flags as they were typed.
+def read_settings(*, preset: str, model: str | None, **flags: Any) -> Settings:
+    """Checks flags as they were typed: those of :meth:`benchmarks.grid.GridSettings.read`.
 
     Raises:
         UsageError: All that is wrong, in one message.
     """
-    files = {"cells": cells, "out": out, "plot": plot}
-    faults = flag_faults(PRESETS, preset=preset, seed=seed, files=files, data=data, model=model)
-    if not (str(workers).isdecimal() and 1 <= int(workers) <= 256):
-        faults.append(f"--workers: expected a whole number from 1 to 256, got {workers!r}")
-    if runs is not None and not str(runs).isdecimal():
-        faults.append(f"--runs: expected a whole number from 0, got {runs!r}")
+    faults = []
     if model is None and preset in PRESETS and not PRESETS[preset].encoder:
         faults.append("--model: expected the hub id or folder of a small Llama, such as stories260K")
-    if isinstance(data, str) and not Path(data).is_dir():
-        faults.append(f"--data: there is no folder {data}; leave it out to fetch the data from the hub")
-    refuse(faults)
-    return Settings(
-        preset_name=preset,
-        seed=int(seed),
-        data=absolute(data),
-        model=model,
-        cells=absolute(cells),
-        workers=int(workers),
-        runs=None if runs is None else int(runs),
-        out=absolute(out),
-        plot=absolute(plot),
-    )
+    return Settings.read(PRESETS, faults, preset=preset, model=model, **flags)
