@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from protocol.manifest import LowRankModule, Manifest
     from protocol.payload import AdapterTensors, Layout
 
-__all__ = ["Pair", "Trained", "TrainedCohort", "check_step"]
+__all__ = ["Pair", "Trained", "TrainedCohort"]
 
 Pair = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 
@@ -77,7 +76,6 @@ class TrainedCohort:
             MergeError: It is empty, an update does not fit the hand-out or is against an earlier one, or does not
                 keep to ``requires``.
         """
-        check_step(given.step)
         layout = check_handout(given.handout, given.manifest)
         checked = Cohort.of(given.updates, given.manifest, given.handout.rank)
         _check_one_version(checked)
@@ -133,16 +131,6 @@ class TrainedCohort:
 
     def _handed(self, module: LowRankModule) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return factors_of_adapter(self.handout, self.layout, module.name)
-
-
-def check_step(step: float) -> None:
-    """Checks a server's step.
-
-    Raises:
-        MergeError: It is not positive and finite.
-    """
-    if not (math.isfinite(step) and step > 0):
-        raise MergeError(f"the server's step must be positive and finite, got {step}")
 
 
 def _check_one_version(cohort: Cohort) -> None:

@@ -12,7 +12,6 @@ from aggregator.merge import Factors, GlobalState, MergeError, Round, Scratch, s
 from aggregator.merge.accumulator import add_product
 from aggregator.merge.module import add_increment
 from aggregator.merge.rounds import report_merged
-from aggregator.merge.strategies.cohort import check_step
 from aggregator.merge.strategies.interface import Property, Requirement, Strategy
 from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.reports import report_round
@@ -108,7 +107,6 @@ class Delta(Strategy[DeltaState]):
 
     def open(self, state: DeltaState, given: RoundInput) -> OpenMerge[DeltaState]:
         """Adds what was changed; see :meth:`Strategy.open`."""
-        check_step(given.step)
         if self._of_one_version and any(update.staleness for update in given.updates):
             raise MergeError("retention and controls go with updates of the live version alone; use neither here")
         plain = self.optimizer is None and self.controls is None and self.retention == 1.0

@@ -6,12 +6,14 @@ differences against the values it was handed. Rules that average models rather t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from aggregator.merge.errors import MergeError
 from aggregator.merge.opened import merge_here
 from aggregator.merge.tensor_file import TensorFile, view_tensors
 
@@ -64,7 +66,11 @@ class Requirement(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundInput:
-    """What a merge is given beside the state."""
+    """What a merge is given beside the state.
+
+    Raises:
+        MergeError: The step is not positive and finite.
+    """
 
     manifest: Manifest
     """The run's universe."""
@@ -78,6 +84,10 @@ class RoundInput:
     """Folder for what is large; None: memory."""
     stale: Mapping[int, AdapterTensors | EncodedAdapter] = field(default_factory=dict)
     """What earlier versions handed out, by staleness, where updates are against one of those."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step) and self.step > 0):
+            raise MergeError(f"the server's step must be positive and finite, got {self.step}")
 
 
 class Strategy(Protocol[State]):
