@@ -9,7 +9,7 @@ from aggregator.merge.strategies.interface import Property, Requirement
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
+    from aggregator.merge.strategies.trained import Pair, TrainedCohort
     from protocol.manifest import LowRankModule
 
 __all__ = ["Ffa"]

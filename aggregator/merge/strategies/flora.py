@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from aggregator.merge import GlobalState, MergeError
-from aggregator.merge.strategies.cohort import TrainedCohort
 from aggregator.merge.strategies.interface import Requirement, Strategy
 from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.product import ProductMerge
+from aggregator.merge.strategies.trained import TrainedCohort
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair
     from aggregator.merge.strategies.interface import Property, RoundInput
+    from aggregator.merge.strategies.trained import Pair
     from aggregator.merge.tensor_file import Stored, Tensors
     from protocol.manifest import LowRankModule, Manifest
     from protocol.payload import AdapterTensors

@@ -11,7 +11,7 @@ from aggregator.merge.strategies.padding import padded_mean
 from aggregator.merge.strategies.slots import SlotAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
+    from aggregator.merge.strategies.trained import Pair, TrainedCohort
     from protocol.manifest import LowRankModule
 
 __all__ = ["HetLora"]

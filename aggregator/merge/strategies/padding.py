@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair
+    from aggregator.merge.strategies.trained import Pair
 
 __all__ = ["add_padded", "padded_mean"]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, final
 from aggregator.merge import GlobalState, MergeReport, ModuleReport, ModuleState, make_handout
 from aggregator.merge.accumulator import LosslessSum
 from aggregator.merge.module import add_increment
-from aggregator.merge.strategies.cohort import TrainedCohort
 from aggregator.merge.strategies.interface import Requirement, Strategy
 from aggregator.merge.strategies.reports import report_round, report_step
+from aggregator.merge.strategies.trained import TrainedCohort
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair
     from aggregator.merge.strategies.interface import Property, RoundInput
+    from aggregator.merge.strategies.trained import Pair
     from aggregator.merge.tensor_file import Stored, Tensors
     from protocol.manifest import LowRankModule, Manifest
     from protocol.payload import AdapterTensors

@@ -12,7 +12,7 @@ from aggregator.merge.strategies.interface import Property
 from aggregator.merge.strategies.product import ProductAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.cohort import Pair, TrainedCohort
+    from aggregator.merge.strategies.trained import Pair, TrainedCohort
     from protocol.manifest import LowRankModule
 
 __all__ = ["Raflora"]

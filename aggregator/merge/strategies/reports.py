@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aggregator.merge import Cohort, MergedModule, ModuleState
     from aggregator.merge.bias import Bias, Part
-    from aggregator.merge.strategies.cohort import TrainedCohort
+    from aggregator.merge.strategies.trained import TrainedCohort
     from protocol.manifest import LowRankModule
 
 __all__ = ["report_round", "report_step"]

@@ -11,9 +11,9 @@ import numpy as np
 
 from aggregator.merge import Factors, GlobalState, Increment, MergeError, ModuleState, make_handout
 from aggregator.merge.module import add_increment
-from aggregator.merge.strategies.cohort import Pair, TrainedCohort
 from aggregator.merge.strategies.interface import Requirement, Strategy
 from aggregator.merge.strategies.reports import report_round, report_step
+from aggregator.merge.strategies.trained import Pair, TrainedCohort
 from aggregator.merge.tensor_file import prefixed, under, whole
 from protocol.payload import AdapterTensors, Layout
 

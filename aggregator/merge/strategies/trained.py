@@ -1,4 +1,4 @@
-"""What the clients of a cohort hold: their weights, their changes, and the factors they trained."""
+"""What the clients of a cohort trained: their changes, the factors they ended with, and what they count."""
 
 from __future__ import annotations
 
