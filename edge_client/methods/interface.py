@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -35,6 +36,10 @@ class Subject:
     """The tensors of the task's head, which every method trains besides."""
     seed: int
     """Of fresh values."""
+
+    def seed_of(self, name: str) -> int:
+        """The seed of one fresh tensor's values, its own: two of one shape must not start alike."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from edge_client.errors import ConfigError
 from edge_client.methods.head import Head
 from edge_client.methods.interface import Method
 from edge_client.methods.lora import Lora
+from edge_client.methods.prefix import Prefix
+from edge_client.methods.prompt import Prompt
 
 if TYPE_CHECKING:
     from protocol.manifest import Manifest
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "method_of", "read_method"]
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (Head, Lora)})
+METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (Head, Lora, Prefix, Prompt)})
 """By name."""
 
 
