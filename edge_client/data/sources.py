@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from edge_client.data.arrays import read_npz
+from edge_client.data.image_folder import ImageFolder
 from edge_client.errors import DataError
 
-__all__ = ["Rows", "open_rows"]
+__all__ = ["Rows", "has_split", "open_rows"]
 
 Row = Mapping[str, Any]
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".npz")
 
 
 class Rows(Protocol):
@@ -30,8 +32,9 @@ def open_rows(data: object, split: str = "train") -> Rows:
 
     Args:
         data: A ``datasets.Dataset``, a list of dicts, a torch ``Dataset`` of dicts; a map from split to one of these
-            (such as a ``DatasetDict``); a ``.jsonl``, ``.csv`` or ``.tsv`` file; a folder with ``train.jsonl`` and the
-            like; or a hub data set ``"owner/name"``, ``"owner/name:config"`` where ``datasets`` is installed.
+            (such as a ``DatasetDict``); a ``.jsonl``, ``.csv``, ``.tsv`` or ``.npz`` file (an array a column); a folder
+            with ``train.jsonl`` and the like, or with pictures ``train/<label>/<file>``; or a hub data set
+            ``"owner/name"``, ``"owner/name:config"`` where ``datasets`` is installed.
         split: ``train``, ``validation`` or ``test``; decides the file in a folder, the member of a map.
 
     Raises:
@@ -43,11 +46,16 @@ def open_rows(data: object, split: str = "train") -> Rows:
     return rows
 
 
+def has_split(data: object, split: str) -> bool:
+    """Whether data is a folder that holds this split."""
+    return isinstance(data, (str, Path)) and _of_split(Path(data), split) is not None
+
+
 def _open(data: object, split: str) -> Rows:
     if isinstance(data, (str, Path)):
         path = Path(data)
         if path.is_dir():
-            return _read_file(_file_of_split(path, split))
+            return _read_split(path, split)
         return _read_file(path) if path.is_file() or path.suffix in _SUFFIXES else _from_hub(str(data), split)
     if isinstance(data, Mapping):
         if split not in data:
@@ -60,17 +68,27 @@ def _open(data: object, split: str) -> Rows:
     )
 
 
-def _file_of_split(folder: Path, split: str) -> Path:
-    found = [folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()]
-    if not found:
-        raise DataError(f"{folder}: expected a file {split}.jsonl (or .csv, .tsv)")
-    return found[0]
+def _of_split(folder: Path, split: str) -> Path | None:
+    """The file, or the folder of pictures, that holds a split."""
+    files = (path for suffix in _SUFFIXES if (path := folder / f"{split}{suffix}").is_file())
+    return next(files, folder / split if (folder / split).is_dir() else None)
 
 
-def _read_file(path: Path) -> list[Row]:
+def _read_split(folder: Path, split: str) -> Rows:
+    found = _of_split(folder, split)
+    if found is None:
+        raise DataError(
+            f"{folder}: expected a file {split}.jsonl (or .csv, .tsv, .npz), or pictures {split}/<label>/<file>"
+        )
+    return ImageFolder(found) if found.is_dir() else _read_file(found)
+
+
+def _read_file(path: Path) -> Rows:
+    if path.suffix == ".npz":
+        return read_npz(path)
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv}
     if path.suffix not in readers:
-        raise DataError(f"{path}: expected one of {', '.join(readers)}")
+        raise DataError(f"{path}: expected one of {', '.join(_SUFFIXES)}")
     try:
         return list(readers[path.suffix](path))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,23 +1,23 @@
-"""Turns rows into token ids and labels, as the run's task says, and names the row that does not fit."""
+"""Turns rows of text into token ids and labels, as the run's task says, and names the row that does not fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import TYPE_CHECKING, Any
 
+from edge_client.data.located_row import LocatedRow
 from edge_client.data.sources import Rows
 from edge_client.errors import DataError
 from protocol.manifest import Task, TaskKind
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "Example", "encode_rows", "encode_texts", "label_index", "whole_number"]
-
-Row = Mapping[str, Any]
+__all__ = ["Encoded", "Example", "Image", "encode_rows", "encode_texts", "label_index", "whole_number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,26 @@ class Encoded:
     types: Sequence[int] | None = None
     """Token type ids, where the tokenizer makes them."""
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image at the size that the model takes."""
+
+    pixels: NDArray[np.uint8]
+    """``[channels, height, width]``."""
+
+    def __len__(self) -> int:
+        return 1  # all images of a run are alike
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training or evaluation example."""
 
-    inputs: tuple[Encoded, ...]
+    inputs: tuple[Encoded, ...] | tuple[Image, ...]
     """One input; for an embedding task two, query and target."""
     label: float = 0.0
     """Label index or number."""
@@ -43,17 +57,17 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
-        return sum(len(one.ids) for one in self.inputs)
+        """Tokens in all; 1 for an image."""
+        return sum(map(len, self.inputs))
 
     @property
     def targets(self) -> int:
         """Tokens that a language model is scored on: each is predicted from those before it."""
-        return len(self.inputs[0].ids) - max(1, self.unscored)
+        return len(self.inputs[0]) - max(1, self.unscored)
 
 
 def encode_rows(rows: Rows, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Encodes all rows.
+    """Encodes all rows of a task on texts.
 
     Args:
         rows: What :func:`~edge_client.data.sources.open_rows` gave.
@@ -69,7 +83,7 @@ def encode_rows(rows: Rows, task: Task, tokenizer: PreTrainedTokenizerBase) -> l
         TaskKind.EMBEDDING: _pairs,
         TaskKind.CAUSAL_LM: _language,
     }[task.kind]
-    return encode([_Located(rows[index], index) for index in range(len(rows))], task, tokenizer)
+    return encode(list(LocatedRow.all_of(rows)), task, tokenizer)
 
 
 def encode_texts(
@@ -121,35 +135,7 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-class _Located:
-    """A row that knows where it stands, for messages."""
-
-    def __init__(self, row: Row, index: int) -> None:
-        if not isinstance(row, Mapping):
-            raise DataError(f"row {index}: expected a map from column to value, got {type(row).__name__}")
-        self.row, self.index = row, index
-
-    def text(self, column: str) -> str:
-        if column not in self.row:
-            raise DataError(
-                f"row {self.index}: expected a column {column!r}, there are {', '.join(map(str, self.row))}"
-            )
-        value = self.row[column]
-        if not isinstance(value, str):
-            raise DataError(f"row {self.index}: column {column!r}: expected text, got {type(value).__name__}")
-        return value
-
-    def render(self, template: str) -> str:
-        """Fills ``{column}`` fields only: no attribute, index, conversion or format specification is followed."""
-        parts = []
-        for literal, name, spec, conversion in Formatter().parse(template):
-            if name is not None and (not name.isidentifier() or spec or conversion):
-                raise DataError(f"the run's template may hold plain {{column}} fields only, got {name!r}")
-            parts.append(literal + ("" if name is None else self.text(name)))
-        return "".join(parts)
-
-
-def _labelled(rows: list[_Located], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def _labelled(rows: list[LocatedRow], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     label = _class_label if task.kind is TaskKind.CLASSIFICATION else _number_label
     labels = [label(row, task) for row in rows]
     if task.template is not None:
@@ -162,11 +148,11 @@ def _labelled(rows: list[_Located], task: Task, tokenizer: PreTrainedTokenizerBa
     return [Example((one,), label) for one, label in zip(encoded, labels, strict=True)]
 
 
-def _class_label(row: _Located, task: Task) -> float:
+def _class_label(row: LocatedRow, task: Task) -> float:
     return float(label_index(row.row.get("label"), task.labels, f"row {row.index}"))
 
 
-def _number_label(row: _Located, task: Task) -> float:
+def _number_label(row: LocatedRow, task: Task) -> float:
     try:
         value = float(row.row["label"])
     except (KeyError, TypeError, ValueError):
@@ -176,13 +162,13 @@ def _number_label(row: _Located, task: Task) -> float:
     return value
 
 
-def _pairs(rows: list[_Located], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def _pairs(rows: list[LocatedRow], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     queries = encode_texts([row.text("query") for row in rows], task, tokenizer)
     targets = encode_texts([row.text("target") for row in rows], task, tokenizer)
     return [Example(pair) for pair in zip(queries, targets, strict=True)]
 
 
-def _language(rows: list[_Located], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def _language(rows: list[LocatedRow], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     if task.template is None and "prompt" not in rows[0].row:
         whole = encode_texts([row.text("text") for row in rows], task, tokenizer)
         return [_scored(row, Example((one,))) for row, one in zip(rows, whole, strict=True)]
@@ -208,7 +194,7 @@ def _joiner(task: Task, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[in
     return join
 
 
-def _scored(row: _Located, example: Example) -> Example:
+def _scored(row: LocatedRow, example: Example) -> Example:
     if example.targets < 1:
         raise DataError(f"row {row.index}: nothing is left to predict; expected a text of at least two tokens")
     return example

@@ -17,11 +17,13 @@ from edge_client.model.quiet import quiet_loading
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "absent_tensors",
     "load_backbone",
     "load_config",
+    "load_image_processor",
     "load_tokenizer",
     "meta_backbone",
     "resolve_compute_dtype",
@@ -50,13 +52,14 @@ def resolve_compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
-    """The transformers config with the task's labels, and a padding token where the model has none.
+    """The transformers config with the task's labels, and a padding token where a model of texts has none.
 
     Raises:
-        BaseModelError: transformers does not know this architecture.
+        BaseModelError: transformers does not know this architecture, or it sees images and the task is on texts, or
+            the other way round.
     """
     extra: dict[str, Any] = {}
-    if task.kind is TaskKind.CLASSIFICATION:
+    if task.kind.labelled:
         extra = {"id2label": dict(enumerate(task.labels)), "problem_type": "single_label_classification"}
         extra["label2id"] = {label: index for index, label in enumerate(task.labels)}
     elif task.kind is TaskKind.REGRESSION:
@@ -65,7 +68,8 @@ def load_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
         config: PretrainedConfig = transformers.AutoConfig.from_pretrained(checkpoint.folder, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"{checkpoint.name}: {error}") from error
-    if getattr(config, "pad_token_id", None) is None:
+    _check_modality(checkpoint, config, task)
+    if not task.kind.on_images and getattr(config, "pad_token_id", None) is None:
         tokenizer = load_tokenizer(checkpoint)
         config.pad_token_id = tokenizer.pad_token_id
     return config
@@ -91,6 +95,25 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_image_processor(checkpoint: Checkpoint) -> BaseImageProcessor:
+    """The checkpoint's image processor, on Pillow and NumPy: what it makes of an image is the same on every device.
+
+    Raises:
+        BaseModelError: There is none.
+        ConfigError: Pillow is not installed.
+    """
+    try:
+        with quiet_loading():
+            processor: BaseImageProcessor = transformers.AutoImageProcessor.from_pretrained(
+                checkpoint.folder, backend="pil", trust_remote_code=False
+            )
+    except ImportError as error:
+        raise ConfigError(f"a task on images needs Pillow ({error}): pip install 'tributary-fl[vision]'") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"{checkpoint.name}: its image processor cannot be loaded ({error})") from error
+    return processor
+
+
 def meta_backbone(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
     """The transformers model that a task builds on, without weights (on the meta device).
 
@@ -107,6 +130,35 @@ def meta_backbone(checkpoint: Checkpoint, task: Task) -> PreTrainedModel:
         raise BaseModelError(
             f"{checkpoint.name} cannot be used for {task.kind}: {str(error).splitlines()[0]}"
         ) from error
+
+
+def absent_tensors(checkpoint: Checkpoint, model: PreTrainedModel, task: Task) -> frozenset[str]:
+    """Parameters of a model that a checkpoint does not have, or has in another shape: transformers would draw them.
+
+    It is transformers that says so, which knows under how many names a checkpoint may have a tensor.
+
+    Args:
+        checkpoint: Where the weights lie.
+        model: What :func:`meta_backbone` made of it.
+        task: For which.
+
+    Raises:
+        BaseModelError: The weights cannot be read.
+    """
+    architecture: Any = type(model)
+    try:
+        with quiet_loading():
+            _, report = architecture.from_pretrained(
+                checkpoint.folder,
+                config=model.config,
+                device_map={"": "meta"},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_unused_pooler(architecture, task),
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseModelError(f"{checkpoint.name} cannot be read: {error}") from error
+    return _absent(report)
 
 
 def load_backbone(
@@ -178,9 +230,23 @@ def _multiplies_bf16(device: torch.device) -> bool:
 def _auto_class(task: Task) -> Any:
     if task.kind is TaskKind.CAUSAL_LM:
         return transformers.AutoModelForCausalLM
+    if task.kind.on_images and task.pooling is Pooling.MODEL:
+        return transformers.AutoModelForImageClassification
     if task.kind in (TaskKind.CLASSIFICATION, TaskKind.REGRESSION) and task.pooling is Pooling.MODEL:
         return transformers.AutoModelForSequenceClassification
     return transformers.AutoModel
+
+
+def _check_modality(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) -> None:
+    architecture = transformers.MODEL_MAPPING.get(type(config), None)
+    takes = getattr(architecture, "input_modalities", "text")
+    takes = {takes} if isinstance(takes, str) else set(takes)
+    wanted = "image" if task.kind.on_images else "text"
+    if wanted not in takes:
+        raise BaseModelError(
+            f"{checkpoint.name} is a {config.model_type} model, which takes {' and '.join(sorted(takes))}: "
+            f"the task {task.kind} needs a model that takes {wanted}"
+        )
 
 
 def _unused_pooler(architecture: type[PreTrainedModel], task: Task) -> dict[str, Any]:
@@ -215,10 +281,13 @@ def _bitsandbytes(quantization: Quantization, compute_dtype: torch.dtype, skip: 
 
 def _check_complete(checkpoint: Checkpoint, manifest: Manifest, report: dict[str, Any]) -> None:
     fresh = {tensor.name for tensor in manifest.dense if tensor.initializer is not None}
-    absent = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    unknown = sorted(absent - fresh)
+    unknown = sorted(_absent(report) - fresh)
     if unknown:
         raise BaseModelError(
             f"{checkpoint.name} lacks {unknown[0]!r}, for which the manifest has no initializer: every device would "
             "draw another value; write the manifest again from this checkpoint"
         )
+
+
+def _absent(report: dict[str, Any]) -> frozenset[str]:
+    return frozenset(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}

@@ -1,4 +1,4 @@
-"""Finds a base model's files on disk and reads them without torch: fingerprint, shapes, tokenizer digest."""
+"""Finds a base model's files on disk and reads them without torch: fingerprint, digest of what prepares its inputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PATTERNS = ["*.json", "*.txt", "*.model", _SINGLE, "model-*.safetensors"]
 """What is fetched from the hub: no pickles, and no second copy of the weights under another name."""
 _VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_IMAGE_PROCESSOR = "preprocessor_config.json"
 _HEADER_MAX_BYTES = 100 << 20
 """safetensors' own bound on its header."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json``, safetensors weights and a tokenizer.
+    """A folder with ``config.json``, safetensors weights and a tokenizer or an image processor.
 
     Args:
         folder: Where it lies.
@@ -89,10 +90,6 @@ class Checkpoint:
             )
         raise BaseModelError(f"{self.folder}: weight files are missing: {', '.join(missing)}")
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor by name."""
-        return {name: shape for path in self.weight_files() for name, _, shape, _ in _read(path)}
-
     def fingerprint(self) -> str:
         """The fingerprint of :mod:`protocol.fingerprint` over all weight files, 64 hex digits."""
         try:
@@ -111,6 +108,17 @@ class Checkpoint:
         if not files:
             raise BaseModelError(f"{self.folder}: expected a tokenizer (tokenizer.json or a vocabulary file)")
         return files_digest((name, path.read_bytes()) for name, path in files)
+
+    def image_processor_digest(self) -> str:
+        """Digest of what maps an image to pixel values.
+
+        Raises:
+            BaseModelError: The folder holds no image processor.
+        """
+        path = self.folder / _IMAGE_PROCESSOR
+        if not path.is_file():
+            raise BaseModelError(f"{self.folder}: expected an image processor ({_IMAGE_PROCESSOR})")
+        return files_digest([(path.name, path.read_bytes())])
 
 
 def _from_hub(model: str) -> Path:

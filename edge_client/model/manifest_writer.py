@@ -63,7 +63,8 @@ def write_manifest(
             name=name or checkpoint.name,
             fingerprint=checkpoint.fingerprint(),
             architecture=type(backbone).__name__,
-            tokenizer_digest=checkpoint.tokenizer_digest(),
+            tokenizer_digest=None if task.kind.on_images else checkpoint.tokenizer_digest(),
+            image_processor_digest=checkpoint.image_processor_digest() if task.kind.on_images else None,
             quantizations=_allowed(method, quantizations),
         ),
         task=task,
@@ -89,36 +90,24 @@ def _head(
     backbone: PreTrainedModel, checkpoint: Checkpoint, task: Task, train_head: bool, seed: int
 ) -> Iterator[DenseTensor]:
     """Head tensors, fresh ones with an initializer; and any other tensor that the checkpoint does not have."""
+    from edge_client.model.base_model import absent_tensors
     from edge_client.model.task_model import HEAD, head_outputs
 
     outputs, hidden = head_outputs(task), getattr(backbone.config, "hidden_size", 0)
     if outputs:
         for name, shape in ((f"{HEAD}.weight", (outputs, hidden)), (f"{HEAD}.bias", (outputs,))):
             yield DenseTensor(name=name, shape=shape, initializer=_initializer(name, shape, backbone, seed))
-    shapes, prefix = checkpoint.shapes(), backbone.base_model_prefix
+    absent = absent_tensors(checkpoint, backbone, task)
     head = {id(p) for p in backbone.parameters()} - {id(p) for p in backbone.base_model.parameters()}
     if task.kind is TaskKind.CAUSAL_LM:
         head = set()  # the output embedding is the vocabulary's, not the task's
     for name, parameter in backbone.named_parameters():
-        fresh = _is_fresh(name, tuple(parameter.shape), shapes, prefix) and not _is_tied(backbone, name)
+        fresh = name in absent
         if fresh and not train_head:
             raise ConfigError(f"the checkpoint does not have {name!r}: leave train_head on")
         if fresh or (train_head and id(parameter) in head):
             initializer = _initializer(name, tuple(parameter.shape), backbone, seed) if fresh else None
             yield DenseTensor(name=name, shape=tuple(parameter.shape), initializer=initializer)
-
-
-def _is_fresh(name: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]], prefix: str) -> bool:
-    """Whether the checkpoint lacks a parameter, under its name, with or without the body's prefix, or TF spelling."""
-    spellings = {name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"}
-    spellings |= {s.replace("LayerNorm.weight", "LayerNorm.gamma") for s in spellings}
-    spellings |= {s.replace("LayerNorm.bias", "LayerNorm.beta") for s in spellings}
-    return not any(shapes.get(spelling) == shape for spelling in spellings)
-
-
-def _is_tied(backbone: PreTrainedModel, name: str) -> bool:
-    """Whether a parameter is another name for one that the checkpoint has, such as an output embedding."""
-    return name in (getattr(backbone, "all_tied_weights_keys", None) or {})
 
 
 def _initializer(name: str, shape: tuple[int, ...], backbone: nn.Module, seed: int) -> Initializer:

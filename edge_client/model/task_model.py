@@ -14,7 +14,7 @@ from protocol.manifest import Pooling, Task, TaskKind
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["HEAD", "TaskModel", "head_outputs"]
+__all__ = ["HEAD", "TaskModel", "head_outputs", "takes_types"]
 
 HEAD = "classifier"
 """Name of the linear head on a pooled base; its tensors are ``classifier.weight`` and ``classifier.bias``."""
@@ -24,7 +24,14 @@ def head_outputs(task: Task) -> int:
     """Rows of the linear head on a pooled base; 0 where the task has none."""
     if task.pooling is Pooling.MODEL:
         return 0
-    return {TaskKind.CLASSIFICATION: len(task.labels), TaskKind.REGRESSION: 1}.get(task.kind, 0)
+    if task.kind.labelled:
+        return len(task.labels)
+    return 1 if task.kind is TaskKind.REGRESSION else 0
+
+
+def takes_types(backbone: PreTrainedModel) -> bool:
+    """Whether a model takes token type ids."""
+    return "token_type_ids" in inspect.signature(backbone.forward).parameters
 
 
 class TaskModel(nn.Module):
@@ -42,7 +49,6 @@ class TaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self._pooling = task.pooling
-        self.takes_types = "token_type_ids" in inspect.signature(backbone.forward).parameters
         self.head: nn.Linear | None = None
         outputs = head_outputs(task)
         if outputs:
@@ -64,7 +70,7 @@ class TaskModel(nn.Module):
             raise BaseModelError(f"the manifest names {name!r}, which {type(self.backbone).__name__} lacks") from error
 
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
-        """One fp32 vector per text, ``[batch, hidden]``."""
+        """One fp32 vector per text or image, ``[batch, hidden]``."""
         output = self.backbone(**batch)
         if self._pooling is Pooling.MODEL:
             pooled: Tensor = output.pooler_output
@@ -73,6 +79,8 @@ class TaskModel(nn.Module):
         if self._pooling is Pooling.CLS:
             first: Tensor = states[:, 0]
             return first
+        if "pixel_values" in batch:
+            return self._patches(states, batch["pixel_values"]).mean(1)
         mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
         mean: Tensor = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         return mean
@@ -84,3 +92,9 @@ class TaskModel(nn.Module):
             return scores
         logits: Tensor = self.backbone(**batch).logits
         return logits.float()
+
+    def _patches(self, states: Tensor, pixels: Tensor) -> Tensor:
+        """The states of an image's patches, which stand behind the class token and others of its kind."""
+        patch = self.backbone.config.patch_size
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        return states[:, -(pixels.shape[-2] // height) * (pixels.shape[-1] // width) :]

@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from edge_client.data.preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.methods import Tuner, method_of
 from edge_client.methods.lora import LoraSettings
-from edge_client.model.base_model import load_backbone, load_tokenizer, resolve_compute_dtype, switch_off_dropout
+from edge_client.model.base_model import (
+    load_backbone,
+    load_image_processor,
+    load_tokenizer,
+    resolve_compute_dtype,
+    switch_off_dropout,
+)
 from edge_client.model.checkpoint import Checkpoint
-from edge_client.model.task_model import TaskModel
+from edge_client.model.task_model import TaskModel, takes_types
 from edge_client.training.objectives import Context, Objective, objective_of
-from protocol.manifest import Manifest, Quantization
+from protocol.manifest import Manifest, Quantization, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 __all__ = ["BaseSettings", "OwnBase", "ResidentBase", "SharedBase", "TunedModel"]
 
@@ -56,8 +63,8 @@ class BaseSettings:
 class TunedModel:
     """A base model with the trainables of a run on it."""
 
-    tokenizer: PreTrainedTokenizerBase
-    """The base's."""
+    preprocessor: Preprocessor
+    """Makes examples of rows, and batches of examples."""
     tuner: Tuner
     """Holds the trainables."""
     objective: Objective
@@ -82,7 +89,7 @@ class ResidentBase(Protocol):
             residual: Whether it takes the frozen residual.
 
         Raises:
-            BaseModelError: The base or its tokenizer is not the run's.
+            BaseModelError: The base or its tokenizer or image processor is not the run's.
             ConfigError: The run does not allow this quantisation, or its method is unknown here.
         """
 
@@ -136,7 +143,7 @@ class _Loaded:
 
     settings: BaseSettings
     manifest: Manifest
-    tokenizer: PreTrainedTokenizerBase
+    preprocessor: Preprocessor
     backbone: PreTrainedModel
 
     @classmethod
@@ -146,7 +153,6 @@ class _Loaded:
             raise ConfigError(f"quantization: the run allows {allowed}, this device is set to {settings.quantization}")
         checkpoint = Checkpoint.find(settings.model)
         _check_same_base(checkpoint, manifest)
-        tokenizer = load_tokenizer(checkpoint)
         backbone = load_backbone(
             checkpoint,
             manifest,
@@ -156,7 +162,8 @@ class _Loaded:
         )
         if not settings.base_dropout:
             switch_off_dropout(backbone)
-        return cls(settings=settings, manifest=manifest, tokenizer=tokenizer, backbone=backbone)
+        preprocessor = _preprocessor(checkpoint, manifest.task, backbone)
+        return cls(settings=settings, manifest=manifest, preprocessor=preprocessor, backbone=backbone)
 
     def view(self) -> PreTrainedModel:
         """Modules of their own over the same tensors, but for those that the run trains as they are."""
@@ -166,13 +173,18 @@ class _Loaded:
 
     def tuned(self, backbone: PreTrainedModel, lora: LoraSettings) -> TunedModel:
         model = TaskModel(backbone, self.manifest.task)
-        pad_id = int(self.tokenizer.pad_token_id)
         return TunedModel(
-            tokenizer=self.tokenizer,
+            preprocessor=self.preprocessor,
             tuner=method_of(self.manifest).tuner(model, self.manifest, lora),
             objective=objective_of(self.manifest.task),
-            context=Context(model=model, pad_id=pad_id, device=self.settings.torch_device),
+            context=Context(model=model, preprocessor=self.preprocessor, device=self.settings.torch_device),
         )
+
+
+def _preprocessor(checkpoint: Checkpoint, task: Task, backbone: PreTrainedModel) -> Preprocessor:
+    if task.kind.on_images:
+        return ImagePreprocessor(task=task, processor=load_image_processor(checkpoint))
+    return TextPreprocessor(task=task, tokenizer=load_tokenizer(checkpoint), with_types=takes_types(backbone))
 
 
 def _check_same_base(checkpoint: Checkpoint, manifest: Manifest) -> None:
@@ -182,7 +194,9 @@ def _check_same_base(checkpoint: Checkpoint, manifest: Manifest) -> None:
             f"{checkpoint.name}: its weights have fingerprint {found[:12]}…, the run tunes {manifest.base.name} "
             f"with {expected[:12]}…: use that model"
         )
-    if checkpoint.tokenizer_digest() != manifest.base.tokenizer_digest:
-        raise BaseModelError(
-            f"{checkpoint.name}: its tokenizer is not the one of {manifest.base.name} that the run uses"
-        )
+    if manifest.task.kind.on_images:
+        what, same = "image processor", checkpoint.image_processor_digest() == manifest.base.image_processor_digest
+    else:
+        what, same = "tokenizer", checkpoint.tokenizer_digest() == manifest.base.tokenizer_digest
+    if not same:
+        raise BaseModelError(f"{checkpoint.name}: its {what} is not the one of {manifest.base.name} that the run uses")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from edge_client.data.sources import open_rows
-from edge_client.data.tasks import Example, encode_rows, encode_texts
+from edge_client.data.preprocessing import Preprocessor, TextPreprocessor
+from edge_client.data.sources import has_split, open_rows
+from edge_client.data.tasks import Example
 from edge_client.errors import AggregatorError, ConfigError, DataError
 from edge_client.methods.lora import LoraSettings
 from edge_client.model.quiet import quiet_forward
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TorchTrainer"]
 
@@ -48,9 +48,11 @@ class TorchTrainer:
 
     Args:
         model: Hub id or folder of the base model.
-        data: Training data: a ``datasets.Dataset``, a list of dicts, a torch ``Dataset`` of dicts, a JSONL or CSV
-            file, or a folder with ``train.jsonl`` (and ``validation.jsonl``). None: this trainer only evaluates.
-        eval_data: The same for evaluation; None: the folder's ``validation.jsonl`` if ``data`` is one, else ``data``.
+        data: Training data: a ``datasets.Dataset``, a list of dicts, a torch ``Dataset`` of dicts, a JSONL, CSV or NPZ
+            file, or a folder with ``train.jsonl`` or the like (and ``validation.jsonl``). None: this trainer only
+            evaluates.
+        eval_data: The same for evaluation; None: the folder's validation split if ``data`` is one that has it, else
+            ``data``.
         quantization: How to hold the base: ``nf4``, ``int8``, ``bf16`` or ``fp32``.
         rank: LoRA rank to ask for; None: the run's default.
         lora_alpha: PEFT's ``lora_alpha``; None: whatever makes the scaling ``s`` 2.
@@ -142,7 +144,7 @@ class TorchTrainer:
         """Loads base and data on first use, checks them against the manifest and says what this device is.
 
         Raises:
-            BaseModelError: The base or its tokenizer is not the run's.
+            BaseModelError: The base or its tokenizer or image processor is not the run's.
             ConfigError: The run does not allow this quantisation, or its method is unknown here.
             DataError: A row does not fit the task.
         """
@@ -204,9 +206,15 @@ class TorchTrainer:
         resident.tuned.context.model.eval()
 
     def embed(self, texts: Sequence[str], batch_size: int = _EVALUATION_BATCH) -> NDArray[np.float32]:
-        """Unit vectors ``[len(texts), d]`` of an embedding run's model, with the adapter last loaded or installed."""
-        resident = self._ready()
-        encoded = encode_texts(texts, resident.manifest.task, resident.tuned.tokenizer)
+        """Unit vectors ``[len(texts), d]`` of an embedding run's model, with the adapter last loaded or installed.
+
+        Raises:
+            ConfigError: The run's model takes images.
+        """
+        resident, preprocessor = self._ready(), self._ready().tuned.preprocessor
+        if not isinstance(preprocessor, TextPreprocessor):
+            raise ConfigError(f"embed() takes texts: a run of {resident.manifest.task.kind} tunes a model of images")
+        encoded = preprocessor.encode_texts(texts)
         resident.tuned.context.model.eval()
         with torch.no_grad(), quiet_forward():
             vectors: NDArray[np.float32] = embed(resident.tuned.context, encoded, batch_size).numpy()
@@ -219,19 +227,17 @@ class TorchTrainer:
 
     def _prepare(self, manifest: Manifest) -> _Resident:
         tuned = self._base.tuned(manifest, self._lora, self._rank, self._residual)
-        training, evaluation = self._examples(manifest, tuned.tokenizer)
+        training, evaluation = self._examples(tuned.preprocessor)
         return _Resident(manifest=manifest, tuned=tuned, training=training, evaluation=evaluation)
 
-    def _examples(
-        self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[Sequence[Example], Sequence[Example]]:
+    def _examples(self, preprocessor: Preprocessor) -> tuple[Sequence[Example], Sequence[Example]]:
         def encoded(data: object, split: str) -> Sequence[Example]:
-            return [] if data is None else encode_rows(open_rows(data, split), manifest.task, tokenizer)
+            return [] if data is None else preprocessor.encode(open_rows(data, split))
 
         training = encoded(self._data, "train")
         if self._eval_data is not None:
             return training, encoded(self._eval_data, "validation")
-        held_out = isinstance(self._data, (str, Path)) and (Path(self._data) / "validation.jsonl").is_file()
+        held_out = has_split(self._data, "validation")
         return training, encoded(self._data, "validation") if held_out else training
 
     def _evaluate(self, resident: _Resident) -> dict[str, float]:

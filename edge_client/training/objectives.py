@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_client.data.batching import collate, in_order
-from edge_client.data.tasks import Encoded, Example
+from edge_client.data.batching import in_order
+from edge_client.data.preprocessing import Preprocessor
+from edge_client.data.tasks import Encoded, Example, Image
 from edge_client.model.task_model import TaskModel
 from edge_client.training import metrics
 from protocol.manifest import Task, TaskKind
@@ -29,18 +30,18 @@ class Context:
 
     model: TaskModel
     """The model, adapters and head included."""
-    pad_id: int
-    """Padding token."""
+    preprocessor: Preprocessor
+    """Makes batches."""
     device: torch.device
     """Where the model is."""
 
     def tensors(self, examples: Sequence[Example], side: int = 0) -> dict[str, Tensor]:
-        """One side of a batch of examples, padded."""
+        """One side of a batch of examples."""
         return self.collate([example.inputs[side] for example in examples])
 
-    def collate(self, texts: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Texts, padded."""
-        return collate(texts, self.pad_id, self.device, with_types=self.model.takes_types)
+    def collate(self, inputs: Sequence[Encoded | Image]) -> dict[str, Tensor]:
+        """A batch of inputs, all texts or all images."""
+        return self.preprocessor.collate(inputs, self.device)
 
 
 class Objective(Protocol):
@@ -61,16 +62,16 @@ class Objective(Protocol):
 
 def objective_of(task: Task) -> Objective:
     """The objective of a task."""
-    if task.kind is TaskKind.CLASSIFICATION:
+    if task.kind.labelled:
         return _Classification(len(task.labels))
     if task.kind is TaskKind.REGRESSION:
         return _Regression()
     return _Contrastive() if task.kind is TaskKind.EMBEDDING else _Language()
 
 
-def embed(context: Context, texts: Sequence[Encoded], batch_size: int) -> Tensor:
+def embed(context: Context, texts: Sequence[Encoded | Image], batch_size: int) -> Tensor:
     """Unit vectors ``[n, d]``, fp32 on the CPU, in the order of ``texts``."""
-    parts, order = [], in_order([len(one.ids) for one in texts], batch_size)
+    parts, order = [], in_order([len(one) for one in texts], batch_size)
     for batch in order:
         vectors = context.model.pooled(context.collate([texts[index] for index in batch]))
         parts.append(functional.normalize(vectors, dim=-1).cpu())

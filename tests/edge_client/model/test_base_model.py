@@ -14,6 +14,7 @@ from edge_client.methods.lora import LoraSettings, LoraTuner
 from edge_client.model.base_model import (
     load_backbone,
     load_config,
+    load_image_processor,
     load_tokenizer,
     meta_backbone,
     resolve_compute_dtype,
@@ -136,11 +137,27 @@ def test_another_architecture_is_refused(tiny_bert, tiny_llama):
 
 
 def test_a_task_that_the_architecture_cannot_do_is_refused(tmp_path):
-    transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
-    transformers.ViTModel(transformers.ViTConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(BaseModelError, match="cannot be"):
+    config = transformers.T5Config(
+        vocab_size=8, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    transformers.T5Model(config).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match="cannot be used for causal-lm"):
         meta_backbone(Checkpoint.find(tmp_path), LANGUAGE)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.MODEL, Pooling.MEAN])
+def test_a_task_on_texts_needs_a_model_of_texts_and_one_on_images_one_of_images(tiny_bert, tiny_vit, pooling):
+    images = Task(kind=TaskKind.IMAGE_CLASSIFICATION, labels=("no", "yes"), pooling=pooling)
+    texts = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), pooling=pooling)
+    with pytest.raises(BaseModelError, match=r"is a bert model, which takes text: .* needs a model that takes image"):
+        meta_backbone(Checkpoint.find(tiny_bert), images)
+    with pytest.raises(BaseModelError, match=r"is a vit model, which takes image: .* needs a model that takes text"):
+        meta_backbone(Checkpoint.find(tiny_vit), texts)
+
+
+def test_a_model_without_an_image_processor_is_refused(tiny_bert):
+    with pytest.raises(BaseModelError, match="its image processor cannot be loaded"):
+        load_image_processor(Checkpoint.find(tiny_bert))
 
 
 def test_labels_reach_the_config_by_name(tiny_bert):

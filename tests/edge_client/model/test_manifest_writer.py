@@ -55,6 +55,28 @@ def test_a_head_that_the_checkpoint_has_starts_there(tiny_bert, tmp_path):
     assert all(tensor.initializer is not None for tensor in write_manifest(tmp_path, three).dense)
 
 
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_a_vision_transformer_has_its_linear_layers_tuned_and_a_fresh_head(tiny_vit, pooling):
+    """The checkpoint has its tensors under the names of earlier transformers: none may be taken for absent."""
+    task = Task(kind=TaskKind.IMAGE_CLASSIFICATION, labels=("no", "yes"), pooling=pooling)
+    manifest = write_manifest(tiny_vit, task)
+    prefix, kind = ("vit.", "ViTForImageClassification") if pooling is Pooling.MODEL else ("", "ViTModel")
+    assert manifest.base.architecture == kind
+    assert {(module.name, module.out_features, module.in_features) for module in manifest.low_rank} == {
+        (f"{prefix}layers.{layer}.{name}", out, into)
+        for layer in range(2)
+        for name, out, into in [
+            *((f"attention.{each}_proj", 48, 48) for each in "qkvo"),
+            ("mlp.fc1", 80, 48),
+            ("mlp.fc2", 48, 80),
+        ]
+    }
+    assert [(t.name, t.shape) for t in manifest.dense] == [("classifier.weight", (2, 48)), ("classifier.bias", (2,))]
+    assert all(tensor.initializer is not None for tensor in manifest.dense)
+    assert manifest.base.tokenizer_digest is None
+    assert manifest.base.image_processor_digest == Checkpoint.find(tiny_vit).image_processor_digest()
+
+
 def test_a_language_model_keeps_its_output_embedding(tiny_llama):
     manifest = write_manifest(tiny_llama, LANGUAGE)
     assert manifest.dense == ()
