@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edge_client.errors import ConfigError
+from edge_client.methods.adapter import Adapter
 from edge_client.methods.head import Head
 from edge_client.methods.interface import Method
 from edge_client.methods.lora import Lora
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "method_of", "read_method"]
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (Head, Lora, Prefix, Prompt)})
+METHODS: Mapping[str, type[Method]] = MappingProxyType(
+    {method.name: method for method in (Adapter, Head, Lora, Prefix, Prompt)}
+)
 """By name."""
 
 
