@@ -11,6 +11,7 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
+from edge_client.exported import ExportedModel, load_exported
 from edge_client.session.activities import Phase
 from edge_client.status import RoundResult, RunSummary, Status
 from edge_client.trainer import Cancelled, LocalResult, Progress, Trainer, TrainerInfo
@@ -24,6 +25,7 @@ __all__ = [
     "DataError",
     "EdgeClient",
     "EdgeClientError",
+    "ExportedModel",
     "LocalResult",
     "NotEnrolledError",
     "Phase",
@@ -35,4 +37,5 @@ __all__ = [
     "Trainer",
     "TrainerInfo",
     "federate",
+    "load_exported",
 ]

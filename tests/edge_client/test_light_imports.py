@@ -10,6 +10,7 @@ import pytest
     "module",
     [
         "edge_client",
+        "edge_client.exported",
         "edge_client.trainer",
         "edge_client.trainers.numpy_trainer",
         "edge_client.model.checkpoint",
