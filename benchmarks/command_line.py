@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "collapse": "benchmarks.collapse",
         "merge": "benchmarks.merge",
         "hlora": "benchmarks.hlora",
+        "fedpetuning": "benchmarks.studies.fedpetuning",
     }
 )
 """Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,

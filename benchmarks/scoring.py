@@ -30,11 +30,10 @@ class Scorer:
 
     def score(self, offset: GlobalState, rank: int) -> Mapping[str, float]:
         """Scores the best adapter of a rank, to five decimals."""
-        return self.score_adapter(make_handout(offset, self._manifest, rank, seed=0))
+        return self.score_adapter(make_handout(offset, self._manifest, rank, seed=0), rank)
 
-    def score_adapter(self, adapter: AdapterTensors) -> Mapping[str, float]:
-        """Scores an adapter as it is."""
-        rank = adapter.rank
+    def score_adapter(self, adapter: AdapterTensors, rank: int) -> Mapping[str, float]:
+        """Scores an adapter of a rank as it is."""
         trainer = self._trainers.get(rank)
         if trainer is None:
             trainer = self._trainers[rank] = TorchTrainer.sharing(self._base, eval_data=self._rows, rank=rank)

@@ -1,0 +1,46 @@
+"""The classification tasks that benchmarks know: where their rows are, what they are scored by, how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+__all__ = ["TASKS", "TextTask", "source_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask:
+    """One task."""
+
+    hub: str
+    """Hub id of the data, for those who name no folder."""
+    metric: str
+    """What the task is scored by, as GLUE does."""
+    max_length: int
+    """Tokens of a text, or of a pair, after which it is cut."""
+
+
+TASKS: Mapping[str, TextTask] = MappingProxyType(
+    {
+        "agnews": TextTask(hub="fancyzhx/ag_news", metric="accuracy", max_length=48),
+        "cola": TextTask(hub="nyu-mll/glue:cola", metric="matthews", max_length=32),
+        "mrpc": TextTask(hub="nyu-mll/glue:mrpc", metric="f1", max_length=64),
+        "qnli": TextTask(hub="nyu-mll/glue:qnli", metric="accuracy", max_length=64),
+        "qqp": TextTask(hub="nyu-mll/glue:qqp", metric="accuracy", max_length=48),
+        "rte": TextTask(hub="nyu-mll/glue:rte", metric="accuracy", max_length=64),
+        "sst2": TextTask(hub="stanfordnlp/sst2", metric="accuracy", max_length=32),
+    }
+)
+"""By the name of the data's folder."""
+
+
+def source_of(task: str, data: Path | None) -> str:
+    """Folder or hub id of a task's data.
+
+    Args:
+        task: Name in :data:`TASKS`.
+        data: Folder with a folder per task; None: the hub.
+    """
+    return TASKS[task].hub if data is None else str(data / task)

@@ -1,0 +1,123 @@
+"""What a study is: arms to compare, conditions to compare them under, claims to check, and how much of it to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.studies.claims import Claim
+    from protocol.typed import Option
+
+__all__ = ["Arm", "Cell", "Condition", "Preset", "Regime", "Study"]
+
+
+class Regime(StrEnum):
+    """Who trains on what."""
+
+    FEDERATED = "federated"
+    """Devices, each on its own rows, in rounds."""
+    CENTRALISED = "centralised"
+    """One device that has all rows, and sees as many a round as a cohort does."""
+    ALONE = "alone"
+    """Each device by itself, as long as one trains in the federation on average; the mean over some of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to tune."""
+
+    method: str
+    """Name in :data:`edge_client.methods.METHODS`."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """The method's settings."""
+    rank: int = 1
+    """Rank of every device; 1 where the method has none."""
+    learning_rates: Sequence[float]
+    """What the peak learning rate is chosen from, on validation rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What an arm runs under."""
+
+    clients: int = 20
+    """Devices."""
+    participation: float = 0.25
+    """Share of the devices in a round's cohort."""
+    alpha: float | None = 1.0
+    """Concentration of the label mixtures (FedNLP's prior-scaled Dirichlet); None: rows are dealt at random."""
+    epochs: float = 1.0
+    """Passes of a device over its rows in a round."""
+    regime: Regime = Regime.FEDERATED
+    """Who trains on what."""
+
+    @property
+    def cohort(self) -> int:
+        """Devices in a round, at least 1."""
+        return max(1, round(self.clients * self.participation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a study."""
+
+    task: str
+    """Name in :data:`benchmarks.data.tasks.TASKS`."""
+    arm: str
+    """Name in :attr:`Study.arms`."""
+    condition: str
+    """Name in :attr:`Study.conditions`."""
+    learning_rate: float
+    """Peak of each round."""
+    seed: int
+    """Decides data, partition, cohorts and order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much is done."""
+
+    tasks: Sequence[str]
+    """Names in :data:`benchmarks.data.tasks.TASKS`."""
+    arms: Sequence[str] | None = None
+    """Names in :attr:`Study.arms`; None: all."""
+    conditions: Sequence[str] | None = None
+    """Names in :attr:`Study.conditions`; None: all."""
+    seeds: int
+    """Repetitions."""
+    rounds: int
+    """Merges."""
+    batch_size: int
+    """Examples per local step."""
+    train_rows: int | None
+    """Training rows of all devices together; None: all that there are."""
+    validation_rows: int
+    """Rows of the training split that versions and learning rates are chosen by."""
+    test_rows: int | None
+    """Rows that are tested on; None: all."""
+    score_every: int = 1
+    """Rounds from one point of a curve to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A published system's comparison, as it is done here."""
+
+    name: str
+    """As on the command line."""
+    arms: Mapping[str, Arm]
+    """By name, as tables show them."""
+    conditions: Mapping[str, Condition]
+    """By name. The first one is what learning rates are chosen under, with the first seed."""
+    presets: Mapping[str, Preset]
+    """By name."""
+    claims: Sequence[Claim]
+    """What was published, and is checked."""
+
+    @property
+    def tuned_under(self) -> str:
+        """The condition that learning rates are chosen under."""
+        return next(iter(self.conditions))
