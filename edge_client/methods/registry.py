@@ -14,6 +14,7 @@ from edge_client.methods.interface import Method
 from edge_client.methods.lora import Lora
 from edge_client.methods.prefix import Prefix
 from edge_client.methods.prompt import Prompt
+from edge_client.methods.vpt import VPT
 
 if TYPE_CHECKING:
     from protocol.manifest import Manifest
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "method_of", "read_method"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {method.name: method for method in (Adapter, Head, Lora, Prefix, Prompt)}
+    {method.name: method for method in (Adapter, Head, Lora, Prefix, Prompt, VPT)}
 )
 """By name."""
 

@@ -104,7 +104,8 @@ def load_image_processor(checkpoint: Checkpoint) -> BaseImageProcessor:
     """
     try:
         with quiet_loading():
-            processor: BaseImageProcessor = transformers.AutoImageProcessor.from_pretrained(
+            untyped: Any = transformers.AutoImageProcessor
+            processor: BaseImageProcessor = untyped.from_pretrained(
                 checkpoint.folder, backend="pil", trust_remote_code=False
             )
     except ImportError as error:

@@ -1,0 +1,36 @@
+"""Pooling of an image's states: over the patches, of the class token, or as the architecture does it."""
+
+import pytest
+import torch
+import transformers
+
+from edge_client.model.task_model import TaskModel
+from protocol.manifest import Pooling, Task, TaskKind
+
+
+def images(pooling):
+    return Task(kind=TaskKind.IMAGE_CLASSIFICATION, labels=("no", "yes"), pooling=pooling)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vit(tiny_vit):
+    return transformers.ViTModel.from_pretrained(tiny_vit).eval()
+
+
+def test_an_images_mean_is_over_its_patches_and_leaves_the_class_token_out(vit, pixels):
+    model = TaskModel(vit, images(Pooling.MEAN)).eval()
+    with torch.no_grad():
+        states = vit(pixels).last_hidden_state
+        assert states.shape[1] == 5
+        torch.testing.assert_close(model.pooled({"pixel_values": pixels}), states[:, 1:].mean(1))
+
+
+def test_the_class_token_is_an_images_first_state(vit, pixels):
+    model = TaskModel(vit, images(Pooling.CLS)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.pooled({"pixel_values": pixels}), vit(pixels).last_hidden_state[:, 0])
