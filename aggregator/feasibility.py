@@ -12,6 +12,8 @@ from aggregator.merge.strategies import Requirement, StrategyName, make_strategy
 from aggregator.merge.weighting import Weighting
 from aggregator.optimizers import OptimizerName
 from protocol import limits
+from protocol.assignment import LocalTraining
+from protocol.manifest import TaskKind
 
 if TYPE_CHECKING:
     from protocol.manifest import Manifest
@@ -48,7 +50,7 @@ def check_feasible(config: RunConfig, manifest: Manifest) -> None:
 def faults_of(config: RunConfig, manifest: Manifest) -> list[str]:
     """What keeps these settings from being run with this manifest; nothing, if they can be."""
     parts = (
-        *(_round(config), _mode(config), _devices(config, manifest)),
+        *(_round(config), _mode(config), _devices(config, manifest), _privacy(config.local, manifest)),
         *(_merge(config), _combined(config, manifest), _upkeep(config)),
     )
     return [text for part in parts for wrong, text in part if wrong]
@@ -98,6 +100,28 @@ def _devices(config: RunConfig, manifest: Manifest) -> _Faults:
     yield not 0 <= decay < math.inf, f"learning_rate_decay is {decay}, expected >= 0"
     yield config.num_examples_max < 1, f"num_examples_max is {config.num_examples_max}, expected >= 1"
     yield not 0 < config.update_norm_max <= 1e6, f"update_norm_max is {config.update_norm_max}, expected 0..1e6"
+
+
+def _privacy(local: LocalTraining, manifest: Manifest) -> _Faults:
+    """Of devices that train by DP-SGD."""
+    sigma, budget = local.noise_multiplier, local.epsilon_max
+    yield not 0 <= sigma <= 1e6, f"noise_multiplier is {sigma}, expected 0..1e6"
+    yield not 0 < local.clip_norm <= 1e9, f"clip_norm is {local.clip_norm}, expected above 0, up to 1e9"
+    yield not 0 < local.delta < 1, f"delta is {local.delta}, expected 0 < delta < 1"
+    yield budget is not None and budget <= 0, f"epsilon_max is {budget}, expected above 0: any training costs something"
+    if not sigma > 0:
+        for name in ("clip_norm", "delta", "epsilon_max"):
+            changed = getattr(local, name) != getattr(LocalTraining, name)
+            yield (
+                changed,
+                f"{name} with noise_multiplier {sigma}: nothing is private without noise; set noise_multiplier",
+            )
+        return
+    yield (
+        manifest.task.kind is TaskKind.EMBEDDING,
+        f"noise_multiplier {sigma} with a task of kind {manifest.task.kind}: its loss contrasts the examples of a "
+        "batch with each other, so no example has a gradient of its own to clip",
+    )
 
 
 def _merge(config: RunConfig) -> _Faults:

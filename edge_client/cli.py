@@ -162,6 +162,7 @@ class Commands:
         residual: bool = False,
         micro_batch_size: int | None = None,
         device: str | None = None,
+        epsilon_max: float | None = None,
         state_dir: str | None = None,
         key: str | None = None,
         name: str | None = None,
@@ -182,6 +183,7 @@ class Commands:
             residual: Take the part of the global adapter above the rank as a frozen adapter.
             micro_batch_size: Examples in one forward pass.
             device: torch device.
+            epsilon_max: Privacy budget of this device: train with noise until it is spent, and never without.
             state_dir: Folder for key, outbox and downloads.
             key: Key file of `keygen`.
             name: What the operator's status calls this device.
@@ -209,6 +211,7 @@ class Commands:
             residual=residual,
             micro_batch_size=micro_batch_size,
             device=texts["device"],
+            epsilon_max=epsilon_max,
             state_dir=texts["state_dir"],
             key=texts["key"],
             name=texts["name"],

@@ -16,6 +16,7 @@ import zmq
 from edge_client.config import ClientConfig, LocalModel
 from edge_client.enrolment import TryAgain, redeem
 from edge_client.errors import EdgeClientError, TicketError
+from edge_client.privacy import Accountant, Spent
 from edge_client.progress_bar import ProgressBar
 from edge_client.session.activities import Phase
 from edge_client.session.driver import Driver
@@ -61,6 +62,8 @@ class EdgeClient:
         residual: Whether to take the part of the global adapter above ``rank`` as a frozen adapter.
         micro_batch_size: Examples in one forward pass; None: the whole batch.
         device: torch device; None: CUDA if there is one.
+        epsilon_max: This device's privacy budget over all rounds of the run. It then trains with noise (DP-SGD) or not
+            at all. None: the run decides alone.
         state_dir: Folder for the key, the outbox and what was fetched (``edge_client.storage.home``). None:
             ``$XDG_DATA_HOME/tributary/…`` or ``~/.local/share/tributary/…``, one folder per run and ticket.
         key: Key file made by ``tributary-client keygen``, where devices are enrolled by hand; None: the device's own.
@@ -90,6 +93,7 @@ class EdgeClient:
         residual: bool = False,
         micro_batch_size: int | None = None,
         device: str | None = None,
+        epsilon_max: float | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
         name: str | None = None,
@@ -111,7 +115,12 @@ class EdgeClient:
             device=device,
         )
         self._config = ClientConfig.build(
-            ticket=ticket, trainer=trainer or local, state_dir=state_dir, key=key, name=name
+            ticket=ticket,
+            trainer=trainer or local,
+            state_dir=state_dir,
+            key=key,
+            name=name,
+            epsilon_max=epsilon_max,
         )
         self._trainer = trainer or LazyTrainer(lambda: torch_trainer(local))
         self._on_progress, self._on_round = on_progress, on_round
@@ -246,17 +255,24 @@ class EdgeClient:
                 outbox=home.outbox.entries(),
                 authentication_retries=_RETRIES_AFTER_ENROLMENT * fresh,
             )
+            jobs = Jobs(
+                home,
+                self._trainer,
+                cancelled=self._cancelled,
+                progress=self._progressed,
+                epsilon_max=self._config.epsilon_max,
+            )
             driver = Driver(
                 engine=engine,
                 connect=lambda: _dial(network, ticket.endpoint, ticket, key),
                 home=home,
-                jobs=Jobs(home, self._trainer, cancelled=self._cancelled, progress=self._progressed),
+                jobs=jobs,
                 worker=ThreadWorker(),
                 clock=time.monotonic,
                 on_settled=self._settled,
             )
             try:
-                self._drive(driver)
+                self._drive(driver, jobs.accountant)
             except OSError as error:
                 raise EdgeClientError(
                     f"state_dir: cannot write to {home.folder}: {error}; mend it, then go on"
@@ -291,7 +307,7 @@ class EdgeClient:
                 transport.close()
         return False
 
-    def _drive(self, driver: Driver) -> None:
+    def _drive(self, driver: Driver, accountant: Accountant) -> None:
         paused = False
         while not driver.phase.over:
             if self._stopping.is_set():
@@ -304,9 +320,9 @@ class EdgeClient:
             if not driver.connected:
                 self._stopping.wait(nap)
             driver.poll(nap)
-            self._publish(driver)
+            self._publish(driver, accountant.spent)
 
-    def _publish(self, driver: Driver) -> None:
+    def _publish(self, driver: Driver, spent: Spent | None) -> None:
         traffic = driver.traffic
         self._status = replace(
             self._status,
@@ -314,6 +330,8 @@ class EdgeClient:
             round=driver.round,
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
+            epsilon=None if spent is None else spent.epsilon,
+            delta=None if spent is None else spent.delta,
             last_error=self._status.last_error if driver.error is None else str(driver.error),
         )
 
@@ -343,6 +361,8 @@ class EdgeClient:
             accepted=status.accepted,
             bytes_sent=status.bytes_sent,
             bytes_received=status.bytes_received,
+            epsilon=status.epsilon,
+            delta=status.delta,
         )
 
     # -- The thread that trains ----------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ class ClientConfig:
     """A key of :command:`tributary-client keygen`; None: the folder's own."""
     name: str
     """What the operator's ``status`` calls this device."""
+    epsilon_max: float | None = None
+    """This device's own privacy budget; None: the run decides alone."""
 
     @classmethod
     def build(
@@ -90,6 +92,7 @@ class ClientConfig:
         state_dir: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
         name: str | None = None,
+        epsilon_max: float | None = None,
     ) -> ClientConfig:
         """Checks everything.
 
@@ -105,6 +108,9 @@ class ClientConfig:
             faults.append(f"state_dir: {state_dir} is no folder")
         if name is not None and not (isinstance(name, str) and 1 <= len(name) <= 64):
             faults.append(f"name: expected 1 to 64 characters, got {name!r}")
+        budget = epsilon_max
+        if budget is not None and not (isinstance(budget, int | float) and math.isfinite(budget) and budget > 0):
+            faults.append(f"epsilon_max: expected a number above 0, got {budget!r}")
         try:
             read = read_ticket(ticket)
         except TicketError as error:
@@ -119,6 +125,7 @@ class ClientConfig:
             state_dir=Path(state_dir) if state_dir is not None else default_folder(read, key_file),
             key_file=key_file,
             name=name or socket.gethostname()[:64] or "device",
+            epsilon_max=epsilon_max,
         )
 
 

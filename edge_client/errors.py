@@ -8,6 +8,8 @@
     ├── BaseModelError       the base model cannot be loaded, or is not the run's
     ├── TicketError          the ticket cannot be read, is expired, used up, or for another run
     ├── NotEnrolledError     the aggregator does not know this device's key, or revoked it
+    ├── PrivacyError         what is asked would tell of this device's data without the noise agreed on
+    │   └── BudgetSpentError     its privacy budget does not last for another round
     └── AggregatorError      the aggregator refused for good, or broke the protocol
 """
 
@@ -16,10 +18,12 @@ from __future__ import annotations
 __all__ = [
     "AggregatorError",
     "BaseModelError",
+    "BudgetSpentError",
     "ConfigError",
     "DataError",
     "EdgeClientError",
     "NotEnrolledError",
+    "PrivacyError",
     "TicketError",
 ]
 
@@ -46,6 +50,14 @@ class TicketError(EdgeClientError):
 
 class NotEnrolledError(EdgeClientError):
     """The aggregator does not know this device's key, or has revoked it: ask the operator."""
+
+
+class PrivacyError(EdgeClientError):
+    """What is asked would tell of this device's data without the noise that the run or the device asks for."""
+
+
+class BudgetSpentError(PrivacyError):
+    """The privacy budget does not last for another round: the device trains no more, and waits for the run's end."""
 
 
 class AggregatorError(EdgeClientError):

@@ -34,6 +34,10 @@ class Status:
     """Bytes of the frames sent since this process started."""
     bytes_received: int = 0
     """Bytes of the frames received."""
+    epsilon: float | None = None
+    """``ε`` that all private training of this device in this run has cost; None: there was none."""
+    delta: float | None = None
+    """``δ`` that it is at."""
     last_error: str | None = None
     """The last thing that went wrong, mended or not."""
 
@@ -72,3 +76,7 @@ class RunSummary:
     """Bytes of the frames sent."""
     bytes_received: int
     """Bytes of the frames received."""
+    epsilon: float | None = None
+    """``ε`` of this device, as in :class:`Status`."""
+    delta: float | None = None
+    """``δ`` that it is at."""

@@ -35,6 +35,8 @@ class TrainerInfo:
     """Whether it takes the frozen residual behind its own slots."""
     num_examples: int
     """Local training examples."""
+    private: bool = False
+    """Whether it trains by DP-SGD where ``assignment.local.private`` says so; one that does not is asked for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

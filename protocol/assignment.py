@@ -72,6 +72,23 @@ class LocalTraining:
     device holds them (PEFT's ``B`` and ``A``, and dense tensors) and ``w₀`` what it was handed. 0: no pull.
 
     Reference: Li et al., "Federated Optimization in Heterogeneous Networks", 2020, arXiv:1812.06127, section 3.2."""
+    noise_multiplier: float = 0.0
+    """``σ`` of DP-SGD: a step adds noise of standard deviation ``σ·clip_norm`` to the sum of its examples' gradients.
+    Batches are then sampled, ``batch_size`` being their expected size, and ``max_grad_norm`` has no part in it. 0: no
+    noise, and no privacy.
+
+    Reference: Abadi et al., "Deep Learning with Differential Privacy", 2016, arXiv:1607.00133, algorithm 1."""
+    clip_norm: float = 1.0
+    """``C`` of DP-SGD: what the gradient of each example is clipped to, one norm over all that is trained."""
+    delta: float = 1e-5
+    """``δ`` at which a device accounts for the ``ε`` of its noisy steps; below one over its examples."""
+    epsilon_max: float | None = None
+    """Budget of DP-SGD: a device trains no more once a round would bring its ``ε`` above this. None: it only counts."""
+
+    @property
+    def private(self) -> bool:
+        """Whether devices train by DP-SGD."""
+        return self.noise_multiplier > 0
 
     def steps(self, num_examples: int) -> int:
         """Optimizer steps over so many examples; a last, smaller batch counts, and so does a part of an epoch.
@@ -203,6 +220,10 @@ def read_local_training(fields: Fields) -> LocalTraining:
         warmup_ratio=fields.number("warmup_ratio", minimum=0.0, maximum=1.0),
         max_grad_norm=fields.number("max_grad_norm", minimum=0.0, maximum=1e9),
         proximal_mu=fields.number("proximal_mu", minimum=0.0, maximum=1e9),
+        noise_multiplier=fields.number("noise_multiplier", minimum=0.0, maximum=1e6),
+        clip_norm=fields.number("clip_norm", minimum=0.0, maximum=1e9),
+        delta=fields.number("delta", minimum=0.0, maximum=1.0),
+        epsilon_max=fields.optional_number("epsilon_max", minimum=0.0),
     )
     fields.finish()
     return local

@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from edge_client.errors import AggregatorError, NotEnrolledError, TicketError
+from edge_client.errors import AggregatorError, BudgetSpentError, NotEnrolledError, TicketError
 from edge_client.session.activities import Activity, Asking, Declining, Fetching, Job, Phase, Reporting, Uploading
 from edge_client.session.events import (
     Complete,
@@ -233,7 +233,7 @@ class Engine:
 
     def _lost(self, after_s: float | None = None) -> None:
         """Drops the link and times the next try."""
-        if isinstance(self._activity, Declining):
+        if isinstance(self._activity, Declining) and not isinstance(self._activity.error, BudgetSpentError):
             self._fail(self._activity.error)
         else:
             self._link.drop(self._now)
@@ -386,7 +386,7 @@ class Engine:
     def _acknowledged(self, ref: str) -> None:
         match self._activity:
             case Declining(token=token, error=error) if ref == token:
-                self._fail(error)
+                self._declined(error)
             case Uploading(item=item, upload=upload) if ref == upload:
                 self._delivered(item)
             case Reporting(item=item) if ref == item.assignment.token:
@@ -427,7 +427,7 @@ class Engine:
         reason = f"{nack.code}: {nack.reason}"
         match self._activity:
             case Declining(error=error):
-                self._fail(error)
+                self._declined(error)
             case _ if nack.code is NackCode.RETRY_LATER:
                 self._later(self._retry_s(nack))
             case Uploading(item=item) | Reporting(item=item):
@@ -521,11 +521,21 @@ class Engine:
 
     def _job_failed(self, error: Exception) -> None:
         job, self._job = self._job, None
-        if job is Job.TRAIN and self._training is not None and self._link.welcome is not None:
+        tellable = self._link.welcome is not None or isinstance(error, BudgetSpentError)
+        if job is Job.TRAIN and self._training is not None and tellable:
             self._broken_off = Declining(self._training.token, error)
             self._next()
         else:
             self._fail(error)
+
+    def _declined(self, error: Exception) -> None:
+        """The aggregator knows: the client ends with its error, or, its budget spent, waits for the final adapter."""
+        if not isinstance(error, BudgetSpentError):
+            self._fail(error)
+            return
+        self._broken_off = None
+        self._effects.append(Settled(None, False, str(error)))
+        self._later()
 
     # -- The end, and the way out --------------------------------------------------------------------------------
 

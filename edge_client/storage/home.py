@@ -7,6 +7,7 @@
     lock             held by the one process that uses the folder
     objects/         manifest and hand-outs by digest; ``.part`` while they arrive
     outbox/          trained, not yet acknowledged
+    privacy.json     what private training has cost so far; there is none without
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import IO, Self
 from edge_client.errors import ConfigError, TicketError
 from edge_client.storage.files import write_durably
 from edge_client.storage.keys import KeyPair, create_key, load_key
+from edge_client.storage.ledger import Ledger
 from edge_client.storage.objects import Objects
 from edge_client.storage.outbox import Outbox
 from protocol.errors import RemoteProtocolError
@@ -75,6 +77,7 @@ class Home:
             raise ConfigError(f"state_dir: {folder} is in use by another process; stop it, or name another") from error
         self.objects = Objects(folder / "objects")
         self.outbox = Outbox(folder / "outbox")
+        self.ledger = Ledger(folder / "privacy.json")
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
 from edge_client.data.preprocessing import Preprocessor, TextPreprocessor
@@ -24,7 +25,6 @@ from protocol.manifest import Manifest, Quantization
 from protocol.payload import AdapterTensors, Layout
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
@@ -63,6 +63,8 @@ class TorchTrainer:
         compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on GPUs and CPUs that multiply it, fp32 on others.
         base_dropout: Whether the base's own dropout layers are on in training. Off, a step of a small encoder on a CPU
             takes about a quarter less time.
+        noise_seed: Makes the noise and the batches of private training repeat: for simulations, since noise of a known
+            seed protects nobody. None: the operating system's entropy.
 
     Raises:
         ConfigError: Arguments are wrong; all of them are named.
@@ -83,6 +85,7 @@ class TorchTrainer:
         device: str | None = None,
         compute_dtype: str = "auto",
         base_dropout: bool = False,
+        noise_seed: int | None = None,
     ) -> None:
         _check(quantization=quantization, rank=rank, lora_alpha=lora_alpha, micro_batch_size=micro_batch_size)
         self._base: ResidentBase = OwnBase(
@@ -98,6 +101,7 @@ class TorchTrainer:
         self._rank, self._residual = rank, residual
         self._lora = LoraSettings(lora_alpha=lora_alpha, use_rslora=use_rslora)
         self._micro_batch_size = micro_batch_size
+        self._secret = np.random.default_rng(noise_seed)
         self._resident: _Resident | None = None
 
     @classmethod
@@ -112,6 +116,7 @@ class TorchTrainer:
         use_rslora: bool = False,
         residual: bool = False,
         micro_batch_size: int | None = None,
+        noise_seed: int | None = None,
     ) -> Self:
         """A trainer with data, rank and scaling of its own, on a base that other trainers of this process tune too.
 
@@ -131,6 +136,7 @@ class TorchTrainer:
             device=settings.device,
             compute_dtype=settings.compute_dtype,
             base_dropout=settings.base_dropout,
+            noise_seed=noise_seed,
         )
         trainer._base = base
         return trainer
@@ -157,6 +163,7 @@ class TorchTrainer:
             rank=self._rank,
             residual=self._residual,
             num_examples=len(self._resident.training),
+            private=True,
         )
 
     def run(
@@ -195,6 +202,7 @@ class TorchTrainer:
                 micro_batch_size=self._micro_batch_size,
                 cancelled=cancelled,
                 progress=progress,
+                secret=self._secret,
             )
         update = resident.tuned.tuner.change(active)
         return LocalResult(update=update, num_examples=len(resident.training), metrics=metrics)

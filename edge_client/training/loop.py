@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +14,7 @@ from edge_client.data.tasks import Example
 from edge_client.errors import EdgeClientError
 from edge_client.trainer import Cancelled, Progress
 from edge_client.training.objectives import Context, Objective
+from edge_client.training.private import private_gradients
 from edge_client.training.proximal import ProximalTerm
 from edge_client.training.schedule import warmup_then_linear
 from protocol.assignment import Assignment
@@ -29,8 +32,11 @@ def train(
     micro_batch_size: int | None,
     cancelled: Callable[[], bool],
     progress: Callable[[Progress], None],
+    secret: np.random.Generator,
 ) -> dict[str, float]:
-    """Trains as an assignment says; a pure function of weights, data and ``assignment.seed`` on one machine.
+    """Trains as an assignment says; a pure function of weights, data and seed on one machine.
+
+    The seed is ``assignment.seed``, or, where training is private, what only ``secret`` knows.
 
     Args:
         context: The model, in training mode.
@@ -42,13 +48,15 @@ def train(
         micro_batch_size: Examples per forward pass; None: the whole batch.
         cancelled: Polled before every step.
         progress: Called after every step.
+        secret: Draws batches, noise and dropout of private training; see :func:`.private.private_gradients`.
 
     Returns:
-        ``train_loss``, the mean over all steps; without the proximal term.
+        ``train_loss``, the mean over all steps, without the proximal term; nothing where training is private.
 
     Raises:
         Cancelled: ``cancelled()`` came true.
-        EdgeClientError: The loss became NaN or infinite.
+        ConfigError: Training shall be private, and the loss has no gradient per example.
+        EdgeClientError: The loss became NaN or infinite; private training leaves out what is not finite.
     """
     local = assignment.local
     steps = local.steps(len(examples))
@@ -56,26 +64,45 @@ def train(
     # One kernel for all factors: on a CPU a seventh of the time of one factor after the other.
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=local.weight_decay, fused=True)
     proximal = ProximalTerm(parameters, local.proximal_mu)
-    batches = training_batches([e.length for e in examples], local.batch_size, steps, assignment.seed)
+    # A seed that the aggregator knows would tie an example's dropout to who else is in the batch.
+    seed = int(secret.integers(1 << 63)) if local.private else assignment.seed
+    if local.private:
+        gradients = private_gradients(context, objective, examples, parameters, local, secret)
+    else:
+        gradients = _gradients(context, objective, examples, local.batch_size, steps, seed, micro_batch_size)
     total = 0.0
     with torch.random.fork_rng():
-        torch.manual_seed(assignment.seed)
-        for step, batch in enumerate(batches):
+        torch.manual_seed(seed)
+        for step in range(steps):
             if cancelled():
                 raise Cancelled
             for group in optimizer.param_groups:
                 group["lr"] = peak * warmup_then_linear(step, steps, local.warmup_ratio)
-            loss = _accumulate(context, objective, [examples[index] for index in batch], micro_batch_size)
-            if not torch.isfinite(torch.tensor(loss)):
+            loss = next(gradients)
+            if not local.private and not math.isfinite(loss):
                 raise EdgeClientError(f"the loss became {loss} at step {step + 1}: training diverged on this device")
             proximal.add_gradient()
-            if local.max_grad_norm > 0:
+            if local.max_grad_norm > 0 and not local.private:
                 torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             total += loss
             progress(Progress(step=step + 1, steps=steps, loss=loss, round=assignment.round))
-    return {"train_loss": total / steps} if steps else {}
+    return {"train_loss": total / steps} if steps and not local.private else {}
+
+
+def _gradients(
+    context: Context,
+    objective: Objective,
+    examples: Sequence[Example],
+    batch_size: int,
+    steps: int,
+    seed: int,
+    micro_batch_size: int | None,
+) -> Iterator[float]:
+    """Adds one batch's gradients after another, and gives the mean loss of each."""
+    for batch in training_batches([example.length for example in examples], batch_size, steps, seed):
+        yield _accumulate(context, objective, [examples[index] for index in batch], micro_batch_size)
 
 
 def _accumulate(context: Context, objective: Objective, examples: list[Example], micro_batch_size: int | None) -> float:

@@ -13,6 +13,8 @@ from aggregator.merge.strategies import StrategyName
 from aggregator.merge.weighting import Weighting
 from aggregator.optimizers import OptimizerName
 from aggregator.rounds.merge_rule import merge_rule
+from protocol.assignment import LocalTraining
+from protocol.manifest import Task, TaskKind
 
 GOOD = RunConfig(run="r", default_rank=2)
 OTHERS = sorted(set(StrategyName) - {StrategyName.DELTA})
@@ -131,3 +133,34 @@ def test_whatever_is_feasible_can_be_started(manifest, strategy, optimizer):
         rule = merge_rule(config).strategy
         state = rule.start(manifest, GlobalState.zeros(manifest), 0)
         assert rule.to_bytes(rule.from_bytes(rule.to_bytes(state), manifest)) == rule.to_bytes(state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"epsilon_max": 0.0}, "epsilon_max is 0.0, expected above 0"),
+        ({"epsilon_max": -2.0}, "epsilon_max is -2.0, expected above 0"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+        ({"delta": 1.0}, "delta is 1.0"),
+        ({"delta": 0.0}, "delta is 0.0"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier is -1.0"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier is nan"),
+    ],
+)
+def test_settings_of_private_training_that_give_no_privacy_are_named(manifest, settings, reason):
+    assert reason in told(manifest, local=LocalTraining(**{"noise_multiplier": 1.0} | settings))
+
+
+@pytest.mark.parametrize(("name", "value"), [("epsilon_max", 8.0), ("delta", 1e-6), ("clip_norm", 0.5)])
+def test_a_budget_without_noise_is_refused(manifest, name, value):
+    assert f"{name} with noise_multiplier 0.0: nothing is private" in told(
+        manifest, local=LocalTraining(**{name: value})
+    )
+    language = replace(manifest, task=Task(kind=TaskKind.CAUSAL_LM))
+    assert not told(language, local=LocalTraining(**{name: value}, noise_multiplier=1.0))
+
+
+def test_a_loss_that_contrasts_a_batch_is_never_private(manifest):
+    contrastive = replace(manifest, task=Task(kind=TaskKind.EMBEDDING))
+    assert "no example has a gradient of its own" in told(contrastive, local=LocalTraining(noise_multiplier=1.0))
+    assert not told(contrastive)

@@ -73,7 +73,7 @@ _ASSIGNMENT = Assignment(
     handout=_HANDOUT,
     active=("query",),
     frozen_factors=(Factor.A,),
-    local=LocalTraining(proximal_mu=0.01),
+    local=LocalTraining(proximal_mu=0.01, noise_multiplier=0.8, epsilon_max=4.0),
     seed=11,
     deadline_s=90.5,
 )

@@ -68,7 +68,7 @@ def test_the_training_loop_ends_at_the_proximal_minimum(assign, mu, micro_batch_
     given = assign(2, batch_size=4, epochs=400, learning_rate=0.04, warmup_ratio=0.0, proximal_mu=mu)
     metrics = train(
         None, Quadratic(w), examples, [w], given, micro_batch_size=micro_batch_size,
-        cancelled=lambda: False, progress=lambda _: None,
+        cancelled=lambda: False, progress=lambda _: None, secret=np.random.default_rng(0),
     )  # fmt: skip
     np.testing.assert_allclose(w.detach().numpy(), minimum(mu), atol=2e-3)
     assert metrics["train_loss"] <= float(loss(START))
