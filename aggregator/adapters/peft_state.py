@@ -22,7 +22,9 @@ _TASK_TYPES = {
     TaskKind.REGRESSION: "SEQ_CLS",
     TaskKind.EMBEDDING: "FEATURE_EXTRACTION",
     TaskKind.CAUSAL_LM: "CAUSAL_LM",
+    TaskKind.IMAGE_CLASSIFICATION: None,
 }
+"""PEFT has none for images: it then wraps any model, and saves the head because ``modules_to_save`` says so."""
 _HEADS = ("classifier", "score")
 """What PEFT saves by itself for ``SEQ_CLS``, and then expects to find in the folder."""
 
@@ -32,8 +34,6 @@ def beyond_peft(manifest: Manifest) -> str | None:
     if not manifest.low_rank:
         return f"method {manifest.method!r} has no low-rank modules, and PEFT no LoRA adapter without one"
     task = manifest.task
-    if manifest.dense and task.kind not in _TASK_TYPES:
-        return f"PEFT has no kind of model for {task.kind} tasks, so it would leave their head out"
     if manifest.dense and task.pooling is not Pooling.MODEL:
         return f"the head on {task.pooling} pooling is no part of {manifest.base.architecture}: PEFT would leave it out"
     if of_base := next((tensor.name for tensor in manifest.dense if tensor.initializer is None), None):

@@ -141,6 +141,8 @@ def test_init_takes_every_setting(tmp_path: Path, manifest_file: Path) -> None:
         (["export", "TAKEN", "--rank=2"], 2),
         (["export", "TAKEN", "--rank=2", "--out", "OUT", "--version=9"], 3),
         (["export", "TAKEN", "--rank=0", "--out", "OUT"], 1),
+        (["export", "TAKEN", "--rank=0", "--out", "OUT", "--format=peft"], 1),
+        (["export", "TAKEN", "--out", "OUT", "--format=zip"], 2),
         (["merge", "--out", "OUT"], 2),
         (["merge", "/nowhere", "--out", "OUT"], 1),
         (["merge", "/nowhere", "--out", "OUT", "--weights=heavy"], 2),
@@ -216,3 +218,16 @@ def test_an_export_can_be_merged_and_started_from(
     again = ["init", str(tmp_path / "again"), *start[2:], "--from_adapter", merged]
     assert main(again) == 0
     capsys.readouterr()
+
+
+def test_a_run_that_peft_cannot_hold_is_exported_and_started_from(
+    home: str, tmp_path: Path, manifest_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "exported")
+    assert main(["export", home, "--out", out, "--json"]) == 0
+    assert said(capsys) == {"out": out, "version": 0, "rank": 4, "format": "tributary"}
+    again = ["init", str(tmp_path / "again"), "--manifest", str(manifest_file), "--default_rank=2"]
+    assert main([*again, "--from_adapter", out]) == 0
+    assert main(["export", home, "--out", str(tmp_path / "peft"), "--format=peft"]) == 1
+    assert "a PEFT folder holds values, not offsets: export in the format 'tributary'" in capsys.readouterr().err
+    assert not (tmp_path / "peft").exists()

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 
 from aggregator.adapters.export import ExportFormat, export_version
 from aggregator.config import RunConfig
 from aggregator.merge import Factors, GlobalState, Increment
 from aggregator.runs import create_run
+from aggregator.store.home import Home
 from edge_client import ConfigError, load_exported
 from edge_client.exported import save_merged
 from edge_client.methods import METHODS, read_method
@@ -52,6 +54,7 @@ PLAIN = {
     "llama": transformers.AutoModelForCausalLM,
     "vit": transformers.AutoModelForImageClassification,
 }
+HEADS = {name: {"num_labels": len(LABELS)} for name in ("bert", "vit")}
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,20 @@ def test_an_export_computes_what_a_device_of_the_run_does(method: str, cells: Ce
         torch.testing.assert_close(cell.logits(loaded.task_model), expected, rtol=1e-4, atol=1e-4)
         assert not loaded.model.training
         assert not any(parameter.requires_grad for parameter in loaded.task_model.parameters())
+
+
+def test_what_peft_can_hold_is_exported_for_peft_unless_told_otherwise(cells: Cells, tmp_path: Path) -> None:
+    formats = {}
+    for cell in cells("lora"):
+        out = tmp_path / cell.name
+        formats[cell.name] = export_version(Home(cell.exported.parent / "home"), out, rank=RANK).format
+        if formats[cell.name] is ExportFormat.PEFT:
+            base = PLAIN[cell.name].from_pretrained(cell.base, **HEADS.get(cell.name, {}))
+            loaded = load_exported(cell.exported, cell.base, device="cpu")
+            found = cell.logits(PeftModel.from_pretrained(base, out).eval())
+            torch.testing.assert_close(found, cell.logits(loaded.task_model), rtol=1e-4, atol=1e-4)
+    assert formats.pop("pooled-bert") is ExportFormat.TRIBUTARY, "PEFT would lose this head without a word"
+    assert formats == dict.fromkeys(("bert", "llama", "vit"), ExportFormat.PEFT)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,7 @@
 """Export and warm start: plain PEFT on an unquantised base computes what the state says, at every rank."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from transformers import (
 )
 
 from aggregator.adapters import PeftAdapter, PeftModule, read_peft_folder, write_peft_folder
-from aggregator.adapters.peft_state import adapter_from_state, state_from_adapter
+from aggregator.adapters.peft_state import adapter_from_state, beyond_peft, state_from_adapter
 from aggregator.merge import Factors, GlobalState, Increment, MergeError
 from protocol.initializers import Distribution, Initializer
-from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
+from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Pooling, Task, TaskKind
 
 # peft 0.21 still asks transformers 5.23 by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -172,6 +173,24 @@ def test_tensors_of_the_base_itself_are_not_exported_without_their_values() -> N
     )
     with pytest.raises(MergeError, match=r"'encoder.layer.0.output.dense.bias' is a tensor of the base model"):
         adapter_from_state(GlobalState.zeros(manifest), manifest, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"low_rank": (), "method": "bitfit"}, "method 'bitfit' has no low-rank modules"),
+        (
+            {"task": replace(TASKS["bert-classifier"], pooling=Pooling.MEAN)},
+            "the head on mean pooling is no part of Tiny",
+        ),
+    ],
+)
+def test_what_peft_would_lose_without_a_word_is_refused(change: dict, reason: str) -> None:
+    manifest = manifest_of("bert-classifier", built("bert-classifier"))
+    assert beyond_peft(manifest) is None
+    changed = replace(manifest, **change)
+    with pytest.raises(MergeError, match=f"{reason}.*: export in the format 'tributary'"):
+        adapter_from_state(GlobalState.zeros(changed), changed, 4)
 
 
 def test_a_rank_that_is_none_is_refused() -> None:
