@@ -1,4 +1,4 @@
-"""The command ``tributary-client``: describe a run, make a key, join, leave.
+"""The command ``tributary-client``: describe a run, make a key, join, leave, merge what a run exported.
 
 fire calls a command first and complains about unknown flags afterwards, and takes any value for any argument. So a
 command here only checks its arguments and returns a plan; :func:`main` carries it out once fire is content.
@@ -30,6 +30,7 @@ from edge_client.errors import (
     NotEnrolledError,
     TicketError,
 )
+from edge_client.exported import save_merged
 from edge_client.model.quiet import silence_kernel_hint
 from edge_client.status import RoundResult
 from edge_client.storage.files import write_durably
@@ -49,7 +50,7 @@ _EXIT_CODES: Mapping[type[EdgeClientError], int] = {
     DataError: 4,
     BaseModelError: 5,
 }
-_USAGE = "usage: tributary-client manifest|keygen|join|leave …; `tributary-client COMMAND --help` tells more"
+_USAGE = "usage: tributary-client manifest|keygen|join|leave|merge-export …; see `tributary-client COMMAND --help`"
 
 
 class Plan:
@@ -220,6 +221,23 @@ class Commands:
         )
         return _planned(lambda: asdict(client.run()), as_json)
 
+    def merge_export(self, exported: str, model: str, out: str, *, json: bool = False) -> Plan:
+        """Write an exported run as a plain transformers checkpoint, where the model has a place for all of it.
+
+        Args:
+            exported: Folder that `tributary-aggregator export --format tributary` wrote.
+            model: Hub id or folder of the base model that the run tuned.
+            out: Folder to write.
+            json: Print the result as JSON.
+        """
+        faults = _Faults()
+        folder, source, target = (
+            faults.text(name, value) for name, value in (("exported", exported), ("model", model), ("out", out))
+        )
+        as_json = faults.flag("json", json)
+        faults.check()
+        return _planned(lambda: _merge_export(folder, source, target), as_json)
+
     def leave(
         self,
         ticket: str | None = None,
@@ -358,6 +376,11 @@ def _make_key(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     return {"key_file": str(path), "public_key": key.public, "device": client_id(key.public)}
+
+
+def _merge_export(exported: str, model: str, out: str) -> dict[str, Any]:
+    save_merged(exported, model, out)
+    return {"checkpoint": out, "base": model}
 
 
 def _leave(folder: Path, force: bool) -> dict[str, Any]:

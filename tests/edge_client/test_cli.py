@@ -77,6 +77,8 @@ def test_no_command_at_all_is_a_usage_error(capsys):
         (["manifest", "m", "sorting", "o.json", "--max-length=2.5", "--json=maybe"], 2, ["task", "max_length", "json"]),
         (["join", "no.ticket", "m", "d.jsonl"], 3, ["no.ticket"]),
         (["join", "no.ticket", "m", "d.jsonl", "--rank=2.5", "--quantization=nf5"], 2, ["rank", "nf5", "no.ticket"]),
+        (["merge-export", "no-export", "m", "out"], 2, ["no-export is not an exported run"]),
+        (["merge-export", "no-export", "--model=", "--out="], 2, ["model", "out"]),
         (["leave"], 2, ["state-dir"]),
         (["leave", "--state-dir=nowhere"], 2, ["nothing to leave"]),
     ],

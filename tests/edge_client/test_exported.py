@@ -1,5 +1,6 @@
 """Loading an exported run: what does not belong together is told apart, and nothing half written is left."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import safetensors.numpy
 import transformers
 
 from edge_client import BaseModelError, ConfigError, load_exported
+from edge_client.cli import main
 from edge_client.exported import save_merged
 from edge_client.methods.head import Head
 from edge_client.model.manifest_writer import write_manifest
@@ -106,6 +108,13 @@ def test_a_checkpoint_is_not_written_over_something(tiny_bert, exported, manifes
     with pytest.raises(ConfigError, match="is not an empty folder: choose another"):
         save_merged(exported(manifest), tiny_bert, out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_the_command_writes_a_checkpoint(tiny_bert, exported, manifest, tmp_path, capsys) -> None:
+    assert main(["merge-export", str(exported(manifest)), str(tiny_bert), str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "out")
+    head = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").classifier
+    np.testing.assert_array_equal(head.weight.detach().numpy(), manifest.dense[0].initializer.values((2, 48)))
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(tiny_bert, exported, manifest, tmp_path, monkeypatch) -> None:
