@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edge_client.errors import AggregatorError, BaseModelError
+from edge_client.model.base_model import is_linear, weight_owners
 from edge_client.model.task_model import TaskModel
-from protocol.manifest import DenseTensor, Manifest
+from protocol.manifest import DenseTensor, Manifest, TaskKind
 from protocol.payload import AdapterTensors, Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DenseOffsets", "DenseTuner"]
+    from edge_client.methods.interface import Subject
+
+__all__ = ["DenseOffsets", "DenseTuner", "base_tensors"]
+
+
+def base_tensors(subject: Subject) -> Iterator[DenseTensor]:
+    """Every parameter that the base model itself has, one that is tied once; a task's head is not the base's."""
+    head = {tensor.name for tensor in subject.head}
+    owner = subject.backbone if subject.task.kind is TaskKind.CAUSAL_LM else subject.backbone.base_model
+    own = {id(parameter) for parameter in owner.parameters()}
+    for name, parameter in subject.backbone.named_parameters():
+        if id(parameter) in own and name not in head:
+            yield DenseTensor(name=name, shape=tuple(parameter.shape))
 
 
 class DenseTuner:
@@ -52,7 +65,8 @@ class DenseTuner:
 class DenseOffsets:
     """The dense part of every method: parameters whose origin is the base model or an initializer.
 
-    They are trained in fp32 whatever the base is held in; a module that owns one computes in fp32.
+    They are trained in fp32 whatever the base is held in, and what owns one is made to compute so: the bias of a
+    linear layer, whose weight stays as it is, is added in fp32; any other module computes in fp32 as a whole.
 
     Args:
         model: The model that owns the parameters, before adapters are injected.
@@ -66,14 +80,16 @@ class DenseOffsets:
         self._parameters: dict[str, nn.Parameter] = {}
         self._origins: dict[str, NDArray[np.float32]] = {}
         self._loaded: dict[str, NDArray[np.float32]] = {}
-        body = set(model.backbone.base_model.modules())
+        body, owners = set(model.backbone.base_model.modules()), weight_owners(tensor.name for tensor in tensors)
         for tensor in tensors:
             owner, parameter = model.owner(tensor.name)
             if tuple(parameter.shape) != tensor.shape:
                 raise BaseModelError(
                     f"{tensor.name!r}: the manifest says {tensor.shape}, the model has {tuple(parameter.shape)}"
                 )
-            if parameter.dtype is not torch.float32:
+            if is_linear(owner) and tensor.name.rpartition(".")[0] not in owners:
+                parameter = _add_bias_in_fp32(owner)
+            elif parameter.dtype is not torch.float32:
                 _compute_in_fp32(owner, restore=owner in body)
             self._parameters[tensor.name] = parameter
             self._origins[tensor.name] = (
@@ -122,3 +138,32 @@ def _compute_in_fp32(module: nn.Module, *, restore: bool) -> None:
 
     inner = module.forward
     module.forward = lambda values: forward(inner, values)
+
+
+def _add_bias_in_fp32(linear: Any) -> nn.Parameter:
+    """Adds a linear layer's bias to its product, rather than let the layer do it.
+
+    bitsandbytes would turn the parameter itself into the dtype that it multiplies in.
+
+    Args:
+        linear: A linear layer in any precision; one in fp32 stays as it is.
+
+    Returns:
+        The layer's bias from here on, fp32.
+    """
+    if linear.weight.dtype is torch.float32:
+        return cast(nn.Parameter, linear.bias)
+    bias = nn.Parameter(linear.bias.float(), requires_grad=False)
+    none = nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
+    multiply, linear.bias = linear.forward, bias
+
+    def forward(values: Tensor) -> Tensor:
+        linear.bias = none
+        try:
+            product: Tensor = multiply(values)
+        finally:
+            linear.bias = bias
+        return (product.float() + bias).to(product.dtype)
+
+    linear.forward = forward
+    return bias

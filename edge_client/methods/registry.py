@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge_client.errors import ConfigError
 from edge_client.methods.adapter import Adapter
+from edge_client.methods.bitfit import BitFit
+from edge_client.methods.full import Full
 from edge_client.methods.head import Head
 from edge_client.methods.interface import Method
 from edge_client.methods.lora import Lora
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "method_of", "read_method"]
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {method.name: method for method in (Adapter, Head, Lora, Prefix, Prompt, VPT)}
+    {method.name: method for method in (Adapter, BitFit, Full, Head, Lora, Prefix, Prompt, VPT)}
 )
 """By name."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.model.checkpoint import Checkpoint
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "absent_tensors",
+    "is_bias",
+    "is_linear",
     "load_backbone",
     "load_config",
     "load_image_processor",
@@ -28,6 +31,7 @@ __all__ = [
     "meta_backbone",
     "resolve_compute_dtype",
     "switch_off_dropout",
+    "weight_owners",
 ]
 
 
@@ -221,6 +225,21 @@ def switch_off_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter of this name is a bias."""
+    return name.rpartition(".")[2] == "bias"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map, quantised or not; GPT-2's ``Conv1D`` is one."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def weight_owners(names: Iterable[str]) -> set[str]:
+    """Paths of the modules that own a parameter of these which is not a bias."""
+    return {name.rpartition(".")[0] for name in names if not is_bias(name)}
+
+
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
@@ -258,12 +277,15 @@ def _unused_pooler(architecture: type[PreTrainedModel], task: Task) -> dict[str,
 
 
 def _unquantised(model: PreTrainedModel, dense: Iterable[str]) -> list[str]:
-    """Modules to leave alone when quantising: owners of dense trainables, everything outside the body, the LM head."""
-    owners = {name.rpartition(".")[0] for name in dense}
-    body = model.base_model
-    inside = {id(module) for module in body.modules()}
+    """Modules to leave alone when quantising: owners of dense weights, everything outside the body, the LM head.
+
+    Only linear layers are named for their weights: the quantiser takes a name for all that starts or ends with it.
+    """
+    owners = weight_owners(dense)
+    inside = {id(module) for module in model.base_model.modules()}
+    trained = {name for name, module in model.named_modules() if name in owners and is_linear(module)}
     outside = {name for name, module in model.named_modules() if id(module) not in inside and name}
-    return sorted(owners | outside)
+    return sorted(trained | outside)
 
 
 def _bitsandbytes(quantization: Quantization, compute_dtype: torch.dtype, skip: list[str]) -> Any:

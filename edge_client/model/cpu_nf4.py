@@ -61,7 +61,7 @@ def _forward(module: Any, values: Tensor) -> Tensor:
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """``x·Wᵀ + b`` with a gradient for ``x`` alone, which dequantises ``W`` again rather than keep it."""
+    """``x·Wᵀ + b`` with gradients for ``x`` and ``b``, which dequantises ``W`` again rather than keep it."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, packed: Tensor, state: QuantState, bias: Tensor | None) -> Tensor:
@@ -69,5 +69,7 @@ class _FrozenLinear(torch.autograd.Function):
         return nn.functional.linear(values, dequantise(packed, state, values.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0] @ dequantise(ctx.packed, ctx.state, grads[0].dtype), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+        (grad,), (of_values, *_, of_bias) = grads, ctx.needs_input_grad
+        values = grad @ dequantise(ctx.packed, ctx.state, grad.dtype) if of_values else None
+        return values, None, None, grad.flatten(0, -2).sum(0) if of_bias else None

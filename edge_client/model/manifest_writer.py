@@ -82,7 +82,10 @@ def _allowed(method: Method, asked: Sequence[Quantization] | None) -> tuple[Quan
     impossible = [each for each in asked if each not in method.quantizations]
     if impossible:
         possible = ", ".join(each for each in Quantization if each in method.quantizations)
-        raise ConfigError(f"method {method.name!r} cannot tune a base held in {impossible[0]}: it takes {possible}")
+        raise ConfigError(
+            f"method {method.name!r} cannot tune a base held in {impossible[0]}, since it trains the weights "
+            f"themselves: it takes {possible}"
+        )
     return tuple(asked)
 
 

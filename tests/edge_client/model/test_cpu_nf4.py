@@ -51,16 +51,19 @@ def test_doubly_quantised_maxima_cost_little(shape):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_input_gradient_are_those_of_that_weight(shape, bias):
+def test_output_and_gradients_are_those_of_that_weight(shape, bias):
     layer = quantised(*shape, bias=bias, double=False)
     weight = nearest_code(layer.exact).requires_grad_(False)
     values = torch.randn(2, 3, shape[1], requires_grad=True)
     twin = values.detach().clone().requires_grad_(True)
-    found, expected = layer(values), nn.functional.linear(twin, weight, layer.bias)
+    twin_bias = layer.bias.detach().clone().requires_grad_(True) if bias else None
+    found, expected = layer(values), nn.functional.linear(twin, weight, twin_bias)
     torch.testing.assert_close(found, expected)
     (found**2).sum().backward()
     (expected**2).sum().backward()
     torch.testing.assert_close(values.grad, twin.grad)
+    if bias:
+        torch.testing.assert_close(layer.bias.grad, twin_bias.grad)
 
 
 def test_evaluation_changes_nothing_where_the_cpu_has_avx512_bf16(monkeypatch):

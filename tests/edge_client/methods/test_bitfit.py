@@ -1,0 +1,156 @@
+"""BitFit: biases alone are trained, in fp32, and the weights beside them stay as they are held."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from edge_client.errors import ConfigError
+from edge_client.methods.bitfit import BitFit
+from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.model.base_model import load_backbone, switch_off_dropout
+from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.manifest_writer import write_manifest
+from edge_client.model.quiet import quiet_forward
+from edge_client.model.task_model import TaskModel
+from protocol.manifest import Pooling, Quantization, Task, TaskKind
+from protocol.payload import Layout
+
+LABELS = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), pooling=Pooling.MEAN)
+LANGUAGE = Task(kind=TaskKind.CAUSAL_LM)
+BATCH = {"input_ids": torch.arange(4, 20).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
+KINDS = {
+    Quantization.NF4: (Linear4bit,),
+    Quantization.INT8: (Linear8bitLt,),
+    Quantization.BF16: (nn.Linear, Conv1D),
+    Quantization.FP32: (nn.Linear, Conv1D),
+}
+
+
+def load(folder, manifest, quantization, compute_dtype=torch.float32):
+    backbone = load_backbone(
+        Checkpoint.find(folder),
+        manifest,
+        quantization=quantization,
+        device=torch.device("cpu"),
+        compute_dtype=compute_dtype,
+    )
+    switch_off_dropout(backbone)
+    return TaskModel(backbone, manifest.task)
+
+
+def linear_layers(model, quantization):
+    body = model.backbone.base_model
+    return [type(module) for module in body.modules() if type(module) in KINDS[quantization]]
+
+
+def test_the_biases_of_the_model_are_declared_and_those_of_normalisations_too(tiny_bert):
+    manifest = write_manifest(tiny_bert, LABELS, method=BitFit())
+    model = transformers.BertModel.from_pretrained(tiny_bert, add_pooling_layer=False)
+    biases = {name: tuple(p.shape) for name, p in model.named_parameters() if name.endswith("bias")}
+    assert {t.name: t.shape for t in manifest.dense if t.initializer is None} == biases
+    assert any("LayerNorm" in name for name in biases)
+    assert manifest.names[:2] == ("classifier.weight", "classifier.bias")
+
+
+def test_a_model_without_biases_is_refused(tiny_llama):
+    with pytest.raises(ConfigError, match="LlamaForCausalLM has no biases"):
+        write_manifest(tiny_llama, LANGUAGE, method=BitFit())
+
+
+@pytest.mark.parametrize(
+    ("quantization", "compute_dtype"),
+    [
+        (Quantization.NF4, torch.float32),
+        (Quantization.NF4, torch.bfloat16),
+        (Quantization.INT8, torch.float32),
+        (Quantization.INT8, torch.bfloat16),
+        (Quantization.BF16, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize(("family", "task"), [("tiny_bert", LABELS), ("tiny_gpt2", LANGUAGE)])
+def test_only_biases_change_and_weights_stay_as_they_are_held(
+    request, family, task, quantization, compute_dtype, handout
+):
+    """Over an evaluation and two steps, with hand-outs that are not zero."""
+    folder = request.getfixturevalue(family)
+    manifest, plain = write_manifest(folder, task, method=BitFit()), write_manifest(folder, task, method=Lora())
+    model = load(folder, manifest, quantization, compute_dtype)
+    tuner, layout = BitFit().tuner(model, manifest, LoraSettings()), Layout.of(manifest)
+    layers = linear_layers(model, quantization)
+    assert layers == linear_layers(load(folder, plain, quantization, compute_dtype), quantization)
+    assert layers
+
+    parameters = tuner.load(handout(manifest, 1, size=0.1), 1, layout)
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+    assert {id(p) for p in parameters} == {id(p) for p in model.parameters() if p.requires_grad}
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    assert not [name for name in frozen if name.endswith("bias")]
+    with quiet_forward():
+        with torch.no_grad():
+            model.eval().logits(BATCH)
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model.train().logits(BATCH) ** 2).mean().backward()
+            optimizer.step()
+    for name, change in tuner.change(layout).dense.items():
+        assert change.any() or "key" in name, name  # a key's bias is undone by the softmax
+    held = dict(model.named_parameters())
+    assert all(torch.equal(held[name], value) for name, value in frozen.items())
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.INT8, Quantization.BF16])
+@pytest.mark.parametrize(("family", "task"), [("tiny_bert", LABELS), ("tiny_gpt2", LANGUAGE)])
+def test_output_and_gradients_are_those_of_an_fp32_model_with_the_held_weights(
+    request, family, task, quantization, handout
+):
+    folder = request.getfixturevalue(family)
+    manifest = write_manifest(folder, task, method=BitFit())
+    layout, given = Layout.of(manifest), handout(manifest, 1, size=0.1)
+    found, expected = load(folder, manifest, quantization), load(folder, manifest, Quantization.FP32)
+    copy_weights(found.backbone, expected.backbone)
+    gradients = []
+    for model in (found, expected):
+        BitFit().tuner(model, manifest, LoraSettings()).load(given, 1, layout)
+        with quiet_forward():
+            logits = model.train().logits(BATCH)
+        (logits**2).mean().backward()
+        gradients.append([logits.detach(), *(model.owner(name)[1].grad for name in manifest.names)])
+    tolerance = 0.05 if quantization is Quantization.BF16 else 1e-4
+    for one, other, name in zip(*gradients, ("logits", *manifest.names), strict=True):
+        if "key" not in name:
+            assert torch.norm(one - other) <= tolerance * torch.norm(other), name
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Gives an fp32 model the values that one in fewer bits computes with."""
+    from edge_client.model.cpu_nf4 import dequantise
+
+    for name, module in target.named_modules():
+        held = source.get_submodule(name)
+        if isinstance(held, Linear4bit):
+            weight = dequantise(held.weight.data, held.weight.quant_state, torch.float32)
+        elif isinstance(held, Linear8bitLt):
+            weight = held.weight.data.float() * held.weight.SCB.unsqueeze(1) / 127
+        elif isinstance(getattr(held, "weight", None), nn.Parameter):
+            weight = held.weight.detach().float()
+        else:
+            continue
+        turned = isinstance(module, Conv1D) and not isinstance(held, Conv1D)  # quantised as [out, in]
+        module.weight.data = weight.T.contiguous() if turned else weight
+
+
+def test_zero_offsets_leave_the_model_as_it_was(tiny_bert, handout):
+    manifest = write_manifest(tiny_bert, LABELS, method=BitFit())
+    for quantization in Quantization:
+        model = load(tiny_bert, manifest, quantization).eval()
+        with torch.no_grad(), quiet_forward():
+            before = model.pooled(BATCH)
+            BitFit().tuner(model, manifest, LoraSettings()).load(handout(manifest, 1), 1, Layout.of(manifest))
+            tolerance = 0.02 if quantization is Quantization.BF16 else 1e-5
+            np.testing.assert_allclose(model.pooled(BATCH), before, atol=tolerance, err_msg=quantization)
