@@ -6,25 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from aggregator.merge import GlobalState, MergeError
-from aggregator.merge.strategies.interface import Requirement, Strategy
-from aggregator.merge.strategies.orders import Order, make_ordered_handout
-from aggregator.merge.strategies.product import ProductMerge
-from aggregator.merge.strategies.trained import TrainedCohort
+from aggregator.merge import MergeError
+from aggregator.merge.strategies.interface import Requirement
+from aggregator.merge.strategies.orders import Order
+from aggregator.merge.strategies.product import ProductAverage
 
 if TYPE_CHECKING:
-    from aggregator.merge.strategies.interface import Property, RoundInput
-    from aggregator.merge.strategies.trained import Pair
-    from aggregator.merge.tensor_file import Stored, Tensors
-    from protocol.manifest import LowRankModule, Manifest
-    from protocol.payload import AdapterTensors
+    from aggregator.merge.strategies.interface import Property
+    from aggregator.merge.strategies.trained import Pair, TrainedCohort
+    from protocol.manifest import LowRankModule
 
 __all__ = ["Flora"]
 
 
 @final
 @dataclass(frozen=True)
-class Flora(Strategy[GlobalState]):
+class Flora(ProductAverage):
     """``M' = M + [p_1·B̂_1 … p_K·B̂_K][A_1; …; A_K]``, each client from ``B̂ = 0`` and fresh rows of ``A``.
 
     Exact, in all properties. The price is paid by the devices: every one needs all of ``M`` behind its fresh slots, as
@@ -37,19 +34,8 @@ class Flora(Strategy[GlobalState]):
 
     fails: ClassVar[frozenset[Property]] = frozenset()
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.ONE_VERSION, Requirement.RESIDUAL})
-
-    def start(self, manifest: Manifest, offset: GlobalState, seed: int) -> GlobalState:
-        """The offset itself."""
-        del manifest, seed
-        return offset
-
-    def handout(self, state: GlobalState, manifest: Manifest, slots: int, seed: int) -> AdapterTensors:
-        """``rank_max`` fresh slots, the model behind them."""
-        return make_ordered_handout(Order.FRESH, state, manifest, slots, seed)
-
-    def open(self, state: GlobalState, given: RoundInput) -> ProductMerge:
-        """Adds the stack; see :meth:`Strategy.open`."""
-        return ProductMerge(rule=self, state=state, trained=TrainedCohort.of(given), kept=1.0, step=given.step)
+    order: ClassVar[Order] = Order.FRESH
+    adds: ClassVar[bool] = True
 
     def terms(self, cohort: TrainedCohort, module: LowRankModule) -> Iterator[Pair]:
         """``p_i·B̂_i`` and ``A_i``.
@@ -65,21 +51,3 @@ class Flora(Strategy[GlobalState]):
                 )
             B, A = client.factors
             yield client.weight * B, A
-
-    def only(self, state: GlobalState, manifest: Manifest, module: LowRankModule) -> GlobalState:
-        """As :meth:`GlobalState.only`."""
-        del manifest
-        return state.only(module.name)
-
-    def offset(self, state: GlobalState, manifest: Manifest) -> GlobalState:
-        """The state itself."""
-        del manifest
-        return state
-
-    def tensors(self, state: GlobalState) -> Tensors:
-        """As :meth:`GlobalState.tensors`."""
-        return state.tensors()
-
-    def of_tensors(self, tensors: Stored, manifest: Manifest) -> GlobalState:
-        """As :meth:`GlobalState.of_tensors`."""
-        return GlobalState.of_tensors(tensors, manifest)

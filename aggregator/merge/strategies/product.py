@@ -1,16 +1,17 @@
-"""What rules share that hold the model as a product and put an average of the clients' models in its place."""
+"""What rules share that hold the model as a product, and put an average of the clients' in its place or add it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, final
+from typing import TYPE_CHECKING, ClassVar, final
 
-from aggregator.merge import GlobalState, MergeReport, ModuleReport, ModuleState, make_handout
+from aggregator.merge import GlobalState, MergeReport, ModuleReport, ModuleState
 from aggregator.merge.accumulator import LosslessSum
 from aggregator.merge.module import add_increment
 from aggregator.merge.strategies.interface import Requirement, Strategy
+from aggregator.merge.strategies.orders import Order, make_ordered_handout
 from aggregator.merge.strategies.reports import report_round, report_step
 from aggregator.merge.strategies.trained import TrainedCohort
 
@@ -21,25 +22,26 @@ if TYPE_CHECKING:
     from protocol.manifest import LowRankModule, Manifest
     from protocol.payload import AdapterTensors
 
-__all__ = ["ProductAverage", "ProductMerge", "Terms"]
-
-
-class Terms(Protocol):
-    """A rule that takes a sum of products, one or more a client."""
-
-    def terms(self, cohort: TrainedCohort, module: LowRankModule) -> Iterator[Pair]:
-        """``Ŵ`` of one module as a sum of products ``L·N``, client by client: ``L [m, w]`` and ``N [w, n]``."""
+__all__ = ["ProductAverage", "ProductMerge"]
 
 
 class ProductAverage(Strategy[GlobalState], ABC):
-    """``M' = M + η(Ŵ − M)``: a subclass says what ``Ŵ`` is. Dense tensors take the weighted mean of their changes."""
+    """``M' = c·M + η·Ŵ``: a subclass says what ``Ŵ`` is. Dense tensors take the weighted mean of their changes."""
 
     fails: ClassVar[frozenset[Property]]
     requires: ClassVar[frozenset[Requirement]] = frozenset({Requirement.ONE_VERSION})
+    order: ClassVar[Order] = Order.TOP
+    """Which directions clients train."""
+    adds: ClassVar[bool] = False
+    """Whether ``Ŵ`` is added, as clients began from nothing: ``c = 1``. Else the model moves there: ``c = 1 − η``."""
 
     @abstractmethod
     def terms(self, cohort: TrainedCohort, module: LowRankModule) -> Iterator[Pair]:
-        """As :meth:`Terms.terms`."""
+        """``Ŵ`` of one module as a sum of products ``L·N``, client by client: ``L [m, w]`` and ``N [w, n]``.
+
+        Raises:
+            MergeError: A client did not train as the rule needs it.
+        """
 
     @final
     def start(self, manifest: Manifest, offset: GlobalState, seed: int) -> GlobalState:
@@ -49,14 +51,13 @@ class ProductAverage(Strategy[GlobalState], ABC):
 
     @final
     def handout(self, state: GlobalState, manifest: Manifest, slots: int, seed: int) -> AdapterTensors:
-        """The best approximation of every rank."""
-        return make_handout(state, manifest, slots, seed)
+        """The model's directions in :attr:`order`."""
+        return make_ordered_handout(self.order, state, manifest, slots, seed)
 
     @final
     def open(self, state: GlobalState, given: RoundInput) -> ProductMerge:
-        """Takes the average in the place of the state; see :meth:`Strategy.open`."""
-        trained = TrainedCohort.of(given, self.requires)
-        return ProductMerge(rule=self, state=state, trained=trained, kept=1.0 - given.step, step=given.step)
+        """Takes the average in; see :meth:`Strategy.open`."""
+        return ProductMerge(rule=self, state=state, trained=TrainedCohort.of(given, self.requires), step=given.step)
 
     @final
     def only(self, state: GlobalState, manifest: Manifest, module: LowRankModule) -> GlobalState:
@@ -86,14 +87,12 @@ class ProductAverage(Strategy[GlobalState], ABC):
 class ProductMerge:
     """``M' = c·M + η·Ŵ``, ready to be merged module by module."""
 
-    rule: Terms
-    """Says what ``Ŵ`` is."""
+    rule: ProductAverage
+    """Says what ``Ŵ`` is, and whether it is added."""
     state: GlobalState
     """``M``."""
     trained: TrainedCohort
     """The clients."""
-    kept: float
-    """``c``, share of the state that stays: ``1 − η``, or all of it where the clients' models are added."""
     step: float
     """``η``."""
 
@@ -109,10 +108,11 @@ class ProductMerge:
     def merge_module(self, module: LowRankModule) -> tuple[ModuleState, ModuleReport]:
         """The next offset of one module, its sum taken client by client."""
         base, scratch = self.state.low_rank[module.name], self.trained.scratch
+        kept = 1.0 if self.rule.adds else 1.0 - self.step
         total = LosslessSum(base.shape, self.trained.width, scratch)
         for left, right in self.rule.terms(self.trained, module):
             total.add(left.T, right, self.step)
-        merged = add_increment(base.scaled(self.kept), total.finish(), self.trained.slots, scratch)
+        merged = add_increment(base.scaled(kept), total.finish(), self.trained.slots, scratch)
         return merged.state, report_step(module, base, merged, self.trained, self.step)
 
     def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[GlobalState, MergeReport]:
