@@ -88,7 +88,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
         table = msgpack.unpackb(
             data,
             strict_map_key=True,
-            max_map_len=32,
+            max_map_len=limits.METRICS_MAX,
             max_array_len=256,
             max_str_len=1024,
             max_bin_len=1024,

@@ -56,8 +56,8 @@ REASON_MAX_CHARS = 512
 """Human-readable reasons in ``NACK``, ``WAIT``, ``DECLINE`` and ``BYE``."""
 METHOD_OPTIONS_MAX = 32
 """Settings of one tuning method, and texts in one of them."""
-METRICS_MAX = 16
-"""Metrics in one report."""
+METRICS_MAX = 160
+"""Metrics in one report: a probe's have a number for each layer of a large model, and still fit its header."""
 NUM_EXAMPLES_MAX = 1 << 40
 """``num_examples`` on the wire; a run sets its own, lower bound."""
 WAIT_MAX_MS = 24 * 3600 * 1000

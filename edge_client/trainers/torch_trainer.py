@@ -13,13 +13,14 @@ import torch
 from edge_client.data.preprocessing import Preprocessor, TextPreprocessor
 from edge_client.data.sources import has_split, open_rows
 from edge_client.data.tasks import Example
-from edge_client.errors import AggregatorError, ConfigError, DataError
+from edge_client.errors import ConfigError, DataError
 from edge_client.methods.lora import LoraSettings
 from edge_client.model.quiet import quiet_forward
 from edge_client.trainer import LocalResult, Progress, TrainerInfo
 from edge_client.trainers.resident_base import BaseSettings, OwnBase, ResidentBase, SharedBase, TunedModel
 from edge_client.training.loop import train
 from edge_client.training.objectives import embed
+from edge_client.training.probes import measure
 from protocol.assignment import Assignment, AssignmentKind
 from protocol.manifest import Manifest, Quantization
 from protocol.payload import AdapterTensors, Layout
@@ -182,11 +183,11 @@ class TorchTrainer:
             AggregatorError: The hand-out does not fit, or a probe is asked for that this version does not know.
             EdgeClientError: Training diverged.
         """
-        if assignment.kind is AssignmentKind.PROBE:
-            raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this version does not know")
         resident = self._ready()
         active = assignment.update_layout(resident.manifest)
         parameters = resident.tuned.tuner.load(handout, assignment.rank, active)
+        if assignment.kind is AssignmentKind.PROBE:
+            return self._probe(resident, parameters, assignment)
         if assignment.kind is AssignmentKind.EVALUATE:
             return LocalResult(update=None, num_examples=len(resident.evaluation), metrics=self._evaluate(resident))
         if not resident.training:
@@ -247,6 +248,12 @@ class TorchTrainer:
             return training, encoded(self._eval_data, "validation")
         held_out = has_split(self._data, "validation")
         return training, encoded(self._data, "validation") if held_out else training
+
+    def _probe(self, resident: _Resident, parameters: Sequence[nn.Parameter], assignment: Assignment) -> LocalResult:
+        tuned = resident.tuned
+        with quiet_forward():
+            report = measure(tuned.context, tuned.objective, resident.training, parameters, assignment)
+        return LocalResult(update=None, num_examples=len(resident.training), metrics=report.metrics)
 
     def _evaluate(self, resident: _Resident) -> dict[str, float]:
         if not resident.evaluation:
