@@ -118,7 +118,7 @@ class ProductMerge:
     def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[GlobalState, MergeReport]:
         """The next state; the dense tensors are merged here."""
         before = self.state.dense
-        dense = {t.name: before[t.name] + self.step * self.trained.checked.mean(t) for t in self.manifest.dense}
+        dense = self.trained.moved_dense(before, self.step)
         ordered = [modules[module.name] for module in self.manifest.low_rank]
         state = GlobalState(low_rank={told.name: value for value, told in ordered}, dense=dense)
         return state, report_round(self.trained.checked, tuple(told for _, told in ordered), before, dense)

@@ -165,7 +165,7 @@ class SlotMerge:
             B, A = _factors(self.manifest, slots, name)
             B[:], A[:] = value.factors().left, value.factors().right
         before = self.state.dense
-        dense = {t.name: before[t.name] + self.step * self.trained.checked.mean(t) for t in self.manifest.dense}
+        dense = self.trained.moved_dense(before, self.step)
         reports = tuple(modules[module.name][1] for module in self.manifest.low_rank)
         return SlotState(slots=slots, dense=dense), report_round(self.trained.checked, reports, before, dense)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -128,6 +128,10 @@ class TrainedCohort:
         total = LosslessSum(shape, self.checked.width(module) + 2 * self.slots, self.scratch)
         add_deltas(total, handed, self.checked.shares(module), step)
         return total.finish()
+
+    def moved_dense(self, before: Mapping[str, NDArray[np.float64]], step: float) -> dict[str, NDArray[np.float64]]:
+        """``d + η·Σ p_i d_i`` of every dense tensor, in manifest order."""
+        return {t.name: before[t.name] + step * self.checked.mean(t) for t in self.manifest.dense}
 
     def _handed(self, module: LowRankModule) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return factors_of_adapter(self.handout, self.layout, module.name)
