@@ -8,19 +8,19 @@ adapter, since the architectures agree on the projection and not on where their 
 
 **Mixed widths.** ``widths = (8, 16, 64)`` makes blocks of 8, 8 and 48 units (:mod:`edge_client.methods.bottleneck`).
 A device's rank is its width: it trains the blocks that lie within it. Every device computes with all blocks, the
-others frozen: the function is one and the same everywhere, and nothing is cut off or padded. A narrower device saves
-gradients, optimizer state and upload, not the frozen part of the forward pass.
+others frozen: the function is one and the same everywhere, and nothing is cut off or padded. What a narrower device
+saves is gradients, optimizer state and upload, not hand-out and forward pass.
 
 What the aggregator makes of it: a block moves by ``Σ p_i·d_i`` over the devices that trained it, ``p_i`` being shares
 of the *whole* cohort. That is the weighted mean of the models that the devices end with, since one that does not train
 a block ends with it as it was handed out. Where the holders have the weight ``P`` together, their block goes ``P``
-times as far as their own mean would take it. It goes there more slowly and is not shrunk: what it has learnt stays
-where it is when nobody trains it. Dividing by ``P`` instead would let few devices steer the wide blocks at full
-length, after data that the others never saw, beside narrow blocks that step by all devices' mean: no longer a step
-that lowers the mean loss over the cohort. A run that wants wide blocks to learn faster gives weight to wide devices.
+times as far as their own mean would take it: it learns more slowly and is not shrunk, since what it has learnt stays
+where it is when nobody trains it. Dividing by ``P`` instead would have few devices move the wide blocks as far as the
+whole cohort moves the narrow ones, at lengths that depend on who was drawn, and what comes out would be no mean of
+models that anybody trained. A run that wants its wide blocks to learn faster gives weight to wide devices.
 
-Reference: Houlsby et al., 2019, arXiv:1902.00751, section 2.1; Pfeiffer et al., "AdapterFusion", 2021,
-arXiv:2005.00247, section 3.2, and "AdapterHub", 2020, arXiv:2007.07779.
+Reference: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019, arXiv:1902.00751, section 2.1;
+Pfeiffer et al., "AdapterFusion", 2021, arXiv:2005.00247, and "AdapterHub", 2020, arXiv:2007.07779.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Adapter(Method):
     def __post_init__(self) -> None:
         faults = []
         if self.widths is not None and not _ascending(self.widths):
-            faults.append(f"widths: expected whole numbers above 0, each above the one before, got {self.widths!r}")
+            faults.append(f"widths: expected a tuple of whole numbers above 0, each above the one before, got {self.widths!r}")
         if self.placement not in _PLACEMENTS:
             faults.append(f"placement: expected one of {', '.join(_PLACEMENTS)}, got {self.placement!r}")
         if self.activation not in ACTIVATIONS:
@@ -162,7 +162,7 @@ class Adapter(Method):
             raise ConfigError(f"method 'adapter': expected a model of type {', '.join(_FAMILIES)}, got {kind!r}")
         family, body = _FAMILIES[kind], backbone.base_model
         prefix = "" if body is backbone else f"{backbone.base_model_prefix}."
-        for index in range(len(list(body.get_submodule(family.layers).children()))):
+        for index in range(backbone.config.num_hidden_layers):
             layer = f"{prefix}{family.layers}.{index}"
             if self.placement == "houlsby":
                 yield f"{layer}.{family.attention}"
