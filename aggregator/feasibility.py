@@ -105,7 +105,8 @@ def _devices(config: RunConfig, manifest: Manifest) -> _Faults:
 def _privacy(local: LocalTraining, manifest: Manifest) -> _Faults:
     """Of devices that train by DP-SGD."""
     sigma, budget = local.noise_multiplier, local.epsilon_max
-    yield not 0 <= sigma <= 1e6, f"noise_multiplier is {sigma}, expected 0..1e6"
+    wrong = sigma != 0 and not 0.01 <= sigma <= 1e6
+    yield wrong, f"noise_multiplier is {sigma}, expected 0.01..1e6, or 0 for none"
     yield not 0 < local.clip_norm <= 1e9, f"clip_norm is {local.clip_norm}, expected above 0, up to 1e9"
     yield not 0 < local.delta < 1, f"delta is {local.delta}, expected 0 < delta < 1"
     yield budget is not None and budget <= 0, f"epsilon_max is {budget}, expected above 0: any training costs something"

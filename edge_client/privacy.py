@@ -19,6 +19,9 @@ __all__ = ["Accountant", "Charge", "Spent", "booked", "epsilon"]
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 """Orders ``α`` of the Rényi divergence: whole ones, at which its formula for sampled noise is a finite sum."""
 
+_NOISE_MIN = 0.01
+"""Least ``σ`` that is accounted for, at an ``ε`` of 5,000 a step: far below, the formulas overflow, and say 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
@@ -157,6 +160,10 @@ class Accountant:
 
 def _charge(local: LocalTraining, num_examples: int) -> Charge:
     faults = []
+    if local.noise_multiplier < _NOISE_MIN:
+        faults.append(
+            f"noise_multiplier is {local.noise_multiplier:g}, which is next to no noise: at least {_NOISE_MIN:g}"
+        )
     if local.clip_norm <= 0:
         faults.append(f"clip_norm is {local.clip_norm:g}: noise hides nothing unless every example is clipped")
     if local.batch_size > num_examples:

@@ -144,6 +144,7 @@ def test_whatever_is_feasible_can_be_started(manifest, strategy, optimizer):
         ({"delta": 1.0}, "delta is 1.0"),
         ({"delta": 0.0}, "delta is 0.0"),
         ({"noise_multiplier": -1.0}, "noise_multiplier is -1.0"),
+        ({"noise_multiplier": 1e-3}, "noise_multiplier is 0.001"),
         ({"noise_multiplier": math.nan}, "noise_multiplier is nan"),
     ],
 )

@@ -60,6 +60,13 @@ def test_a_step_over_all_the_data_costs_what_the_gaussian_mechanism_does(sigma):
     assert exact <= epsilon([charge(1.0, sigma, 1)], 1e-5) <= 1.12 * exact
 
 
+@pytest.mark.parametrize("q", [1e-6, 0.1, 1.0])
+def test_less_noise_never_costs_less_down_to_the_least_that_is_admitted(q):
+    found = [epsilon([charge(q, sigma, 10)], 1e-5) for sigma in (0.01, 0.03, 0.1, 0.5, 1.0, 10.0)]
+    assert found == sorted(found, reverse=True)
+    assert all(math.isfinite(each) for each in found)
+
+
 def test_rounds_compose_into_the_cost_of_one_long_round_and_differing_ones_add():
     one = epsilon([charge(0.1, 1.5, 300)], 1e-5)
     assert epsilon([charge(0.1, 1.5, 100)] * 3, 1e-5) == pytest.approx(one, rel=1e-9)
@@ -125,6 +132,7 @@ def test_a_trainer_that_cannot_is_not_asked(accountant, assign):
     ("changed", "named"),
     [
         ({"clip_norm": 0.0}, "clip_norm is 0"),
+        ({"noise_multiplier": 1e-160}, "next to no noise"),
         ({"batch_size": 101}, "probability above 1"),
         ({"delta": 0.01}, "below 1/100"),
         ({"delta": 0.0}, "above 0"),
