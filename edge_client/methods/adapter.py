@@ -102,7 +102,7 @@ class Adapter(Method):
     def __post_init__(self) -> None:
         faults = []
         if self.widths is not None and not _ascending(self.widths):
-            faults.append(f"widths: expected a tuple of whole numbers above 0, each above the one before, got {self.widths!r}")
+            faults.append(f"widths: expected a tuple of ascending whole numbers above 0, got {self.widths!r}")
         if self.placement not in _PLACEMENTS:
             faults.append(f"placement: expected one of {', '.join(_PLACEMENTS)}, got {self.placement!r}")
         if self.activation not in ACTIVATIONS:

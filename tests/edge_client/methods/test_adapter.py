@@ -162,7 +162,7 @@ class TestDeclaring:
 
     @pytest.mark.parametrize("widths", [(), (0, 8), (-8,), (8, 8), (16, 8), (8.0,), (True,), ("8", "16"), 8, [8]])
     def test_widths_that_do_not_ascend_are_refused(self, widths):
-        with pytest.raises(ConfigError, match="widths: expected a tuple of whole numbers above 0, each above the one before"):
+        with pytest.raises(ConfigError, match="widths: expected a tuple of ascending whole numbers above 0"):
             read_method("adapter", {"widths": widths})
 
     def test_all_wrong_settings_are_named_at_once(self):
