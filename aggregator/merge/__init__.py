@@ -8,10 +8,11 @@ from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors, make_handout, slot_factors
 from aggregator.merge.leading import Leading
 from aggregator.merge.module import Changes, MergedModule, merge_module
+from aggregator.merge.module_state import ModuleState
 from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
 from aggregator.merge.rounds import Round, merge_round, report_module
 from aggregator.merge.scratch import Scratch
-from aggregator.merge.state import GlobalState, Increment, ModuleState
+from aggregator.merge.state import GlobalState, Increment
 from aggregator.merge.updates import ClientUpdate, check_update
 
 __all__ = [

@@ -16,8 +16,8 @@ from aggregator.merge.cohort import Share
 from aggregator.merge.cost import Form, choose_form
 from aggregator.merge.delta import Sum, add_deltas
 from aggregator.merge.leading import Leading, leading_of_factors, leading_of_matrix
+from aggregator.merge.module_state import ModuleState, settle
 from aggregator.merge.scratch import Scratch
-from aggregator.merge.state import ModuleState, settle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

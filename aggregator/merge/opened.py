@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
+    from aggregator.merge.module_state import ModuleState
     from aggregator.merge.report import MergeReport, ModuleReport
-    from aggregator.merge.state import ModuleState
     from protocol.manifest import LowRankModule, Manifest
 
 __all__ = ["OpenMerge", "merge_here"]

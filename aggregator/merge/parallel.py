@@ -26,7 +26,8 @@ from aggregator.merge.cost import (
     iteration_seconds,
     svd_seconds,
 )
-from aggregator.merge.state import ModuleState, Shelf, StoredModules, module_tensors, read_module
+from aggregator.merge.module_state import ModuleState
+from aggregator.merge.stored_modules import Shelf, StoredModules, module_tensors, read_module
 from aggregator.merge.tensor_file import TensorFile, Tensors, prefixed, view_tensors
 
 if TYPE_CHECKING:

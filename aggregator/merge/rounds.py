@@ -17,10 +17,11 @@ from aggregator.merge.encoded import factors_of_adapter
 from aggregator.merge.errors import MergeError
 from aggregator.merge.handout import handout_errors
 from aggregator.merge.module import Changes, MergedModule, merge_module
+from aggregator.merge.module_state import ModuleState
 from aggregator.merge.opened import merge_here
 from aggregator.merge.report import DenseReport, MergeReport, ModuleReport
 from aggregator.merge.scratch import Scratch
-from aggregator.merge.state import GlobalState, ModuleState
+from aggregator.merge.state import GlobalState
 from aggregator.merge.updates import ClientUpdate, check_handout
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aggregator.merge.algebra import LowRank, stack
-from aggregator.merge.state import GlobalState, ModuleState
+from aggregator.merge.module_state import ModuleState
+from aggregator.merge.state import GlobalState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aggregator.merge.state import is_stack
+from aggregator.merge.stored_modules import is_stack
 from aggregator.merge.tensor_file import Rows, TensorFile, view_tensors, view_texts
 
 if TYPE_CHECKING:

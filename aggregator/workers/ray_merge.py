@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aggregator.merge.parallel import largest_first, take_module, write_module
-from aggregator.merge.state import module_tensors
+from aggregator.merge.stored_modules import module_tensors
 from aggregator.merge.strategies.module_job import ModuleJob
 
 if TYPE_CHECKING:

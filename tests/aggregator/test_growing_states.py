@@ -23,7 +23,7 @@ def growing(monkeypatch, manifest):
     def form(shape, width, slots):
         return Form.FACTORS if fits_factors(shape, width) else Form.MATRIX
 
-    for user in ("module", "state"):
+    for user in ("module", "module_state"):
         monkeypatch.setattr(f"aggregator.merge.{user}.choose_form", form)
     large = LowRankModule(name="large", out_features=160, in_features=120)
     return replace(manifest, low_rank=(*manifest.low_rank, large))

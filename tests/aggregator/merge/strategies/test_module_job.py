@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aggregator.merge import ClientUpdate, EncodedAdapter, Factors, LowRank
-from aggregator.merge.state import module_tensors
+from aggregator.merge.stored_modules import module_tensors
 from aggregator.merge.strategies import STRATEGIES, Delta, RoundInput, make_strategy
 from aggregator.merge.strategies import module_job as room
 from aggregator.merge.strategies.module_job import ModuleJob
