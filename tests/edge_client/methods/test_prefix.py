@@ -13,8 +13,9 @@ from edge_client.methods import Subject
 from edge_client.methods.prefix import Prefix
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.quiet import quiet_loading
+from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
-from protocol.manifest import Pooling, Task, TaskKind
+from protocol.manifest import Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
 from tests.edge_client.methods.tuned import TEXT, batch, bert, gpt2, llama, roberta, tuned
 
@@ -168,19 +169,19 @@ def test_reparametrised_the_hand_out_is_where_training_starts_and_the_prefix_is_
     assert {id(p) for p in parameters} == {id(p) for p in found.model.parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     found.model.logits(texts).square().mean().backward()
-    assert sum(bool(p.grad.abs().sum() > 0) for p in parameters) == len(parameters)
+    assert all(p.grad.abs().sum() > 0 for p in parameters)
     optimizer.step()
     change = found.tuner.change(found.layout)
     assert {name: value.shape for name, value in change.dense.items()} == {
         tensor.name: tensor.shape for tensor in found.layout.dense
     }
     trained = found.model.logits(texts)
+    assert not torch.equal(trained, plain.model.logits(texts))
     moved = type(found.handout)(
         {name: value + change.dense[name] for name, value in found.handout.dense.items()}, found.handout.slots
     )
     plain.tuner.load(moved, 1, plain.layout)
     torch.testing.assert_close(plain.model.logits(texts), trained, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(trained, found.model.logits(texts) * 0 + 1)
 
 
 def test_reparametrised_the_network_is_fresh_for_every_hand_out_and_the_same_for_the_same():
@@ -210,16 +211,20 @@ def test_reparametrised_only_active_layers_change_and_an_installed_prefix_has_no
 
 @pytest.mark.parametrize("build", [llama, gpt2])
 def test_generation_sees_the_prefix_at_every_step(build):
-    """Against the likeliest next word again and again, each from a full pass without a cache of the text."""
+    """Against the scores of a full pass without a cache of the text, word after word."""
     found = tuned(build(), Prefix(length=LENGTH))
-    texts = batch(6, 6)
     with torch.no_grad():
-        ids = found.model.backbone.generate(**texts, max_new_tokens=5, do_sample=False, eos_token_id=None)
-        expected = texts["input_ids"]
-        for _ in range(5):
-            scores = found.model.logits({"input_ids": expected, "attention_mask": torch.ones_like(expected)})
-            expected = torch.cat((expected, scores[:, -1:].argmax(-1)), dim=1)
-    assert ids.tolist() == expected.tolist()
+        given = found.model.backbone.generate(
+            **batch(6, 6),
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        ids = given.sequences[:, :-1]
+        scores = found.model.logits({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[:, 5:]
+    torch.testing.assert_close(torch.stack(given.logits, 1), scores, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "bf16"])
@@ -250,6 +255,26 @@ def test_a_device_trains_it_on_a_quantised_base(request, folder, task, quantizat
         assert value.dtype == np.float32
         assert np.all(np.isfinite(value)), name
         assert np.any(value), name
+
+
+def test_devices_that_share_a_base_give_the_bits_of_devices_that_do_not(tiny_bert, assign, handout):
+    manifest = write_manifest(tiny_bert, LABELS, method=Prefix(length=LENGTH, reparametrised=True))
+    held = {"quantization": Quantization.FP32, "device": "cpu"}
+    base = SharedBase(BaseSettings(model=tiny_bert, **held))
+    data = [[{"sentence": f"good w{device}", "label": 1}, {"sentence": "bad w1 w2", "label": 0}] for device in range(2)]
+
+    def trained(trainers):
+        for trainer in trainers:
+            trainer.info(manifest)
+        given = handout(manifest, 1, size=0.1)
+        calls = {"cancelled": lambda: False, "progress": lambda _: None}
+        return [trainer.run(assign(1, batch_size=2, seed=4), given, **calls).update.dense for trainer in trainers]
+
+    shared = trained([TorchTrainer.sharing(base, rows) for rows in data])
+    alone = trained([TorchTrainer(tiny_bert, rows, **held) for rows in data])
+    for one, other in zip(shared, alone, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in manifest.names)
+    assert not np.array_equal(shared[0]["prefix.0"], shared[1]["prefix.0"])
 
 
 def declared(backbone, length, task=LABELS):
