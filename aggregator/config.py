@@ -16,6 +16,7 @@ from protocol.assignment import LocalTraining, read_local_training
 from protocol.codecs import Codec
 from protocol.errors import RemoteProtocolError
 from protocol.manifest import Manifest
+from protocol.probes import Probe
 from protocol.typed import parse_json
 
 __all__ = ["Mode", "RunConfig"]
@@ -101,6 +102,12 @@ class RunConfig:
     learning_rate_decay: float = 0.0
     """``d`` in this round's factor ``1 / (1 + d·(round - 1))`` on the devices' learning rate: what keeps long runs from
     drifting."""
+    probe_round: int | None = None
+    """Round, one of ``rounds``, in which devices do not train but score the model's layers (FedPepTAO); from the next
+    one on they train those of the best layers alone, and what belongs to no layer. None: all layers, always."""
+    kept_layers: float | None = None
+    """Share of the layers that are kept after ``probe_round``, above 0, up to 1; None: as the devices find by the
+    spectrum of the loss's Hessian, which costs each of them about 100 passes over a batch."""
     local: LocalTraining = field(default_factory=LocalTraining)
     """How the devices train."""
     num_examples_max: int = 10_000_000
@@ -130,6 +137,12 @@ class RunConfig:
     def slots(self, manifest: Manifest) -> int:
         """Slots of a stored hand-out."""
         return max(manifest.rank_max, self.residual_slots or 0)
+
+    def probe_in(self, round_number: int) -> Probe | None:
+        """What devices are asked for in a round instead of training; None: they train."""
+        if round_number != self.probe_round:
+            return None
+        return Probe.KEPT_LAYERS if self.kept_layers is None else Probe.LAYER_SCORES
 
     def learning_rate_scale(self, round_number: int) -> float:
         """This round's factor on the devices' learning rate."""
@@ -180,6 +193,8 @@ class RunConfig:
                 server_momentum_rank=f.optional_integer("server_momentum_rank"),
                 server_population=f.optional_integer("server_population"),
                 learning_rate_decay=f.number("learning_rate_decay"),
+                probe_round=f.optional_integer("probe_round"),
+                kept_layers=f.optional_number("kept_layers"),
                 local=read_local_training(f.table("local")),
                 num_examples_max=f.integer("num_examples_max"),
                 update_norm_max=f.number("update_norm_max"),

@@ -14,6 +14,7 @@ from aggregator.optimizers import OptimizerName
 from protocol import limits
 from protocol.assignment import LocalTraining
 from protocol.manifest import TaskKind
+from protocol.probes import LAYERS_MAX
 
 if TYPE_CHECKING:
     from protocol.manifest import Manifest
@@ -51,7 +52,7 @@ def faults_of(config: RunConfig, manifest: Manifest) -> list[str]:
     """What keeps these settings from being run with this manifest; nothing, if they can be."""
     parts = (
         *(_round(config), _mode(config), _devices(config, manifest), _privacy(config.local, manifest)),
-        *(_merge(config), _combined(config, manifest), _upkeep(config)),
+        *(_merge(config), _combined(config, manifest), _probe(config, manifest), _upkeep(config)),
     )
     return [text for part in parts for wrong, text in part if wrong]
 
@@ -178,6 +179,21 @@ def _combined(config: RunConfig, manifest: Manifest) -> _Faults:
         f"strategy {name} hands out {manifest.rank_max} fresh slots, the model behind them: set residual_slots to "
         f"more, such as {2 * manifest.rank_max}",
     )
+
+
+def _probe(config: RunConfig, manifest: Manifest) -> _Faults:
+    """Of the round in which layers are selected."""
+    number, kept = config.probe_round, config.kept_layers
+    yield kept is not None and not 0 < kept <= 1, f"kept_layers is {kept}, expected above 0, up to 1"
+    yield number is None and kept is not None, "kept_layers goes with probe_round: say in which round layers are scored"
+    if number is None:
+        return
+    yield not 1 <= number < config.rounds, f"probe_round is {number}, expected 1..{config.rounds - 1}: training follows"
+    yield config.mode is Mode.ASYNC, "probe_round is for mode sync: devices of one round answer for one version"
+    yield len(manifest.layers) < 2, f"probe_round: the manifest's trainables belong to {len(manifest.layers)} layer(s)"
+    depth = max(manifest.layers, default=0) + 1
+    yield depth > LAYERS_MAX, f"probe_round: the manifest has {depth} layers, a report holds {LAYERS_MAX}"
+    yield config.local.private, "probe_round with noise_multiplier: what a probe tells of a device's data has no noise"
 
 
 def _upkeep(config: RunConfig) -> _Faults:

@@ -17,18 +17,19 @@ from dataclasses import dataclass, replace
 from aggregator.config import Mode, RunConfig
 from aggregator.errors import ConfigError, StoreFull
 from aggregator.feasibility import check_feasible
-from aggregator.intake.admission import check_device
+from aggregator.intake.admission import check_device, check_report
 from aggregator.intake.updates import KEPT, Decision, Intake, stale
 from aggregator.merge.strategies import Requirement
 from aggregator.merge.weighting import Weighting
 from aggregator.rounds.asynchronous import Buffer
 from aggregator.rounds.handouts import ServedVersions
+from aggregator.rounds.layers import SelectionJob, selected_layers
 from aggregator.rounds.machine import DELIVERED, Phase, Round, Wait
 from aggregator.rounds.merge_rule import merge_rule
 from aggregator.rounds.merging import MergeFailure, Merging
 from aggregator.rounds.recovery import recovered_buffer, recovered_round, stored_version, version_row
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion
-from aggregator.store.journal import AssignmentRow, Journal, RoundRow, UploadRow
+from aggregator.store.journal import AnswerRow, AssignmentRow, Journal, RoundRow, UploadRow
 from aggregator.store.objects import ObjectStore
 from aggregator.store.retention import Collector
 from aggregator.store.rows import AssignmentState, UploadState
@@ -109,6 +110,7 @@ class Federation:
         self._examples: dict[str, int] = {}
         self._strategy = merge_rule(config).strategy
         self._elapsed_at, self._opened = now, len(journal.rounds())
+        self._layers = selected_layers(journal, config.probe_round)
         recovered = recovered_buffer if config.mode is Mode.ASYNC else recovered_round
         self.round: Round | Buffer = recovered(journal, now)
         self._resume()
@@ -173,6 +175,29 @@ class Federation:
             RemoteProtocolError: The piece cannot be taken.
         """
         return self._intake.chunk(client, message, now)
+
+    def report(self, client: str, message: messages.Report, now: float) -> messages.Ack:
+        """Takes the answer to a probe; it is in the journal when it is acknowledged.
+
+        Raises:
+            RemoteProtocolError: It cannot be taken.
+        """
+        given = self._given(client, message.token)
+        if given.state is AssignmentState.SUBMITTED:
+            return messages.Ack(ref=message.token)
+        if given.state is not AssignmentState.OPEN:
+            raise stale(given)
+        try:
+            check_report(self.config, self.manifest, Assignment.from_json(given.document), message)
+        except RemoteProtocolError as error:
+            self._reject(given, str(error)[: limits.REASON_MAX_CHARS], now)
+            raise
+        metrics = json.dumps(dict(message.metrics), sort_keys=True)
+        self._journal.add_answer(
+            AnswerRow(token=given.token, client=client, num_examples=message.num_examples, metrics_json=metrics)
+        )
+        self.round = self.round.submitted_by(client, now)
+        return messages.Ack(ref=message.token)
 
     def decline(self, client: str, message: messages.Decline, now: float) -> messages.Ack:
         """Takes a client's refusal of its assignment.
@@ -281,10 +306,11 @@ class Federation:
 
     def _assign(self, client: str, rank: int, slots: int) -> Assignment:
         number = self.round.number
+        probe = self.config.probe_in(number)
         scale = self.config.learning_rate_scale(number)
         seed = hashlib.sha256(f"client\0{self.config.seed}\0{number}\0{client}".encode()).digest()
         assignment = Assignment(
-            kind=AssignmentKind.TRAIN,
+            kind=AssignmentKind.TRAIN if probe is None else AssignmentKind.PROBE,
             run=self.config.run,
             round=number,
             version=self.version.version,
@@ -295,6 +321,7 @@ class Federation:
             active=self._active(rank),
             frozen_factors=(Factor.A,) if Requirement.FROZEN_A in self._strategy.requires else (),
             local=replace(self.config.local, learning_rate_scale=scale),
+            probe=probe,
             seed=int.from_bytes(seed[:4], "little"),
         )
         self._journal.add_assignment(
@@ -311,6 +338,8 @@ class Federation:
     def _active(self, rank: int) -> tuple[str, ...] | None:
         """What a device of this rank trains; None, as it is written: all."""
         active = self.manifest.active(rank)
+        if self._layers is not None:
+            active = self._layers.active(active)
         return None if len(active) == len(self.manifest.names) else active
 
     def _task(self, assignment: Assignment, client: str, now: float) -> messages.Task:
@@ -395,6 +424,9 @@ class Federation:
 
     def _merge(self) -> None:
         number = self.round.number
+        if self.config.probe_in(number) is not None:
+            self._merging.begin(self._selection(number))
+            return
         given = {row.id: self._given(row.client, row.token) for row in self._durable()}
         versions = {row.version for row in given.values()} - {self.version.version}
         job = MergeJob(
@@ -412,6 +444,15 @@ class Federation:
         )
         self._merging.begin(job)
 
+    def _selection(self, number: int) -> SelectionJob:
+        return SelectionJob(
+            base=self.version,
+            round=number,
+            answers=tuple(self._journal.answers(number)),
+            candidates=self.manifest.layers,
+            kept_layers=self.config.kept_layers,
+        )
+
     def _commit(self, version: StoredVersion, report: tuple[str, ...], now: float) -> None:
         """Makes a merge final; where the journal has no room for it, it is tried again."""
         row = version_row(version, round_number=self.round.number)
@@ -421,6 +462,7 @@ class Federation:
             self._merging.failed(error, now)
             return
         self._merging.end()
+        self._layers = selected_layers(self._journal, self.config.probe_round)
         self._collector.begin()
         self._versions.follow(version, {given.version for given in self._journal.open_assignments()})
         self.round = self.round.following(version.version)

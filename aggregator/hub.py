@@ -140,6 +140,8 @@ class Hub:
                 return federation.offer(key, message, now)
             case messages.Chunk():
                 return federation.chunk(key, message, now)
+            case messages.Report():
+                return federation.report(key, message, now)
             case messages.Decline():
                 return federation.decline(key, message, now)
             case messages.Ping():

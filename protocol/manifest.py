@@ -30,6 +30,7 @@ __all__ = [
     "Quantization",
     "Task",
     "TaskKind",
+    "layer_of",
 ]
 
 FORMAT = "tributary-manifest/2"
@@ -186,6 +187,11 @@ class Manifest:
         return tuple(t.name for t in self.dense if t.rank_min <= rank) + tuple(m.name for m in self.low_rank)
 
     @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that any trainable belongs to, ascending."""
+        return tuple(sorted({layer for layer in map(layer_of, self.names) if layer is not None}))
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of :meth:`to_json`, hex: the manifest's identity on the wire."""
         return hashlib.sha256(self.to_json()).hexdigest()
@@ -224,6 +230,16 @@ class Manifest:
             raise RemoteProtocolError(str(error)) from error
         fields.finish()
         return manifest
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a trainable belongs to, as transformers and the tuning methods name them: from 0; None: to none.
+
+    Example:
+        >>> [layer_of(name) for name in ("prefix.3", "encoder.layer.11.output.dense", "classifier.weight")]
+        [3, 11, None]
+    """
+    return next((int(part) for part in name.split(".") if part.isascii() and part.isdecimal()), None)
 
 
 def _base(fields: Fields) -> BaseModel:

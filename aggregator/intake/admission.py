@@ -5,12 +5,13 @@ from __future__ import annotations
 from aggregator.config import RunConfig
 from aggregator.merge.strategies import Requirement
 from aggregator.rounds.merge_rule import merge_rule
-from protocol.assignment import Assignment
+from protocol.assignment import Assignment, AssignmentKind
 from protocol.errors import NackCode, RemoteProtocolError
 from protocol.manifest import Manifest
-from protocol.messages import Offer, Ready
+from protocol.messages import Offer, Ready, Report
+from protocol.probes import LayerReport, Probe
 
-__all__ = ["check_device", "check_offer"]
+__all__ = ["check_device", "check_offer", "check_report"]
 
 
 def check_device(config: RunConfig, manifest: Manifest, message: Ready) -> None:
@@ -57,6 +58,8 @@ def check_offer(config: RunConfig, manifest: Manifest, assignment: Assignment, m
     Raises:
         RemoteProtocolError: It cannot be an update for this assignment.
     """
+    if assignment.kind is not AssignmentKind.TRAIN:
+        raise RemoteProtocolError("this assignment asks for metrics, not for an update", NackCode.SHAPE)
     layout = assignment.update_layout(manifest)
     size = layout.object_bytes(assignment.rank, assignment.update_codec)
     if message.size != size:
@@ -64,6 +67,18 @@ def check_offer(config: RunConfig, manifest: Manifest, assignment: Assignment, m
             f"an update of rank {assignment.rank} in {assignment.update_codec} has {size} bytes, not {message.size}",
             NackCode.SHAPE,
         )
+    _check_num_examples(config, message.num_examples)
+
+
+def check_report(config: RunConfig, manifest: Manifest, assignment: Assignment, message: Report) -> None:
+    """Checks an answer against its assignment.
+
+    Raises:
+        RemoteProtocolError: It cannot be an answer to this assignment.
+    """
+    if assignment.kind is not AssignmentKind.PROBE or assignment.probe is None:
+        raise RemoteProtocolError("this assignment asks for an update, not for metrics", NackCode.SHAPE)
+    LayerReport.of_metrics(Probe(assignment.probe), manifest.layers[-1] + 1, message.metrics)
     _check_num_examples(config, message.num_examples)
 
 

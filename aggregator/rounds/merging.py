@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 
 from aggregator.errors import StoreCorrupt
+from aggregator.rounds.layers import SelectionJob, select_job
 from aggregator.rounds.work import MergeJob, StoredVersion, merge_cohort
 
 __all__ = ["MergeFailure", "Merging"]
@@ -47,11 +48,11 @@ class Merging:
 
     def __init__(self, worker: Executor) -> None:
         self._worker = worker
-        self._job: MergeJob | None = None
+        self._job: MergeJob | SelectionJob | None = None
         self._future: Future[Merged] | None = None
         self.failure: MergeFailure | None = None
 
-    def begin(self, job: MergeJob) -> None:
+    def begin(self, job: MergeJob | SelectionJob) -> None:
         """Takes a cohort on; the next :meth:`poll` hands it to the worker."""
         self._job, self._future, self.failure = job, None, None
 
@@ -97,8 +98,10 @@ class Merging:
             return None
         return now if self.failure is None else self.failure.retry_at
 
-    def _submitted(self, job: MergeJob) -> Future[Merged]:
+    def _submitted(self, job: MergeJob | SelectionJob) -> Future[Merged]:
         try:
+            if isinstance(job, SelectionJob):
+                return self._worker.submit(select_job, job)
             return self._worker.submit(merge_cohort, job)
         except BrokenExecutor as error:
             refused: Future[Merged] = Future()

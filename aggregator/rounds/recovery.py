@@ -45,6 +45,8 @@ def recovered_round(journal: Journal, now: float) -> Round:
     for row in journal.uploads(last.number):
         if row.state is UploadState.DURABLE:
             found = found.submitted_by(row.client, now)
+    for answer in journal.answers(last.number):
+        found = found.submitted_by(answer.client, now)
     return found.closed() if last.phase is RoundPhase.CLOSING else found
 
 

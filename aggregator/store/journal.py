@@ -18,6 +18,7 @@ from aggregator.errors import AggregatorError, StoreCorrupt, StoreFull
 from aggregator.store.rows import (
     SCHEMA,
     SCHEMA_VERSION,
+    AnswerRow,
     AssignmentRow,
     AssignmentState,
     ClientRow,
@@ -30,7 +31,7 @@ from aggregator.store.rows import (
 )
 from protocol.codecs import Codec
 
-__all__ = ["AssignmentRow", "ClientRow", "Journal", "RoundRow", "TokenRefused", "UploadRow", "VersionRow"]
+__all__ = ["AnswerRow", "AssignmentRow", "ClientRow", "Journal", "RoundRow", "TokenRefused", "UploadRow", "VersionRow"]
 
 _Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -310,6 +311,20 @@ class Journal:
     def uploads_of(self, token: str) -> list[UploadRow]:
         """The uploads offered for one assignment; refused ones too."""
         return self._all(_upload, "SELECT * FROM upload WHERE token = ? ORDER BY id", token)
+
+    def add_answer(self, row: AnswerRow) -> None:
+        """Remembers what a client answered to a probe, which may then be acknowledged. Its assignment is submitted."""
+        with self._transaction():
+            self._insert("answer", row)
+            self._changed("UPDATE assignment SET state = 'submitted' WHERE token = ? AND state = 'open'", row.token)
+
+    def answers(self, number: int) -> list[AnswerRow]:
+        """A round's answers, by client."""
+        return self._all(
+            lambda row: AnswerRow(**row),
+            "SELECT answer.* FROM answer JOIN assignment USING (token) WHERE round = ? ORDER BY answer.client",
+            number,
+        )
 
     # ---- small facts
 

@@ -10,6 +10,7 @@ from protocol.codecs import Codec
 __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
+    "AnswerRow",
     "AssignmentRow",
     "AssignmentState",
     "ClientRow",
@@ -149,6 +150,20 @@ class UploadRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerRow:
+    """What one client answered to a probe."""
+
+    token: str
+    """The assignment that it answers."""
+    client: str
+    """The client's key."""
+    num_examples: int
+    """Its weight."""
+    metrics_json: str
+    """The answer, as a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VersionRow:
     """One version of the global state."""
 
@@ -205,6 +220,10 @@ CREATE TABLE upload (
     reason TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('receiving', 'durable', 'merged', 'rejected', 'expired')),
     CHECK (have BETWEEN 0 AND size)
+) STRICT;
+CREATE TABLE answer (
+    token TEXT PRIMARY KEY REFERENCES assignment (token), client TEXT NOT NULL, num_examples INTEGER NOT NULL,
+    metrics_json TEXT NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX one_upload ON upload (round, client) WHERE state <> 'rejected';
 CREATE INDEX uploads_of_assignment ON upload (token);
