@@ -154,7 +154,7 @@ def assign() -> Callable[..., Assignment]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def handout() -> Callable[..., AdapterTensors]:
     """Builds a hand-out: fresh rows of ``A``, and ``B̂`` and dense offsets of a given size (0: untrained)."""
 
