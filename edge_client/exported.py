@@ -6,7 +6,7 @@ torch comes in when a model is asked for.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def load_exported(
     Args:
         folder: The exported folder.
         model: Hub id or folder of the base model that the run tuned, unquantised.
-        quantization: How to hold the base, of what the run allows: ``fp32``, ``bf16``, ``int8`` or ``nf4``.
+        quantization: How to hold the base: ``fp32``, ``bf16``, ``int8`` or ``nf4``, of those that the method can tune.
+            What the run allowed its devices does not matter here.
         device: torch device; None: ``cuda`` where there is one, else ``cpu``.
         compute_dtype: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 on GPUs and CPUs that multiply it, fp32 on others.
         merged: Make ``model`` a plain transformers model for ``save_pretrained``, low-rank products added to its
@@ -77,12 +78,11 @@ def load_exported(
         from edge_client.trainers.resident_base import BaseSettings, OwnBase
     except ImportError as error:
         raise ConfigError(f"a model needs torch ({error}): pip install 'tributary-fl[client]'") from error
-    manifest, checkpoint = exported.manifest, Checkpoint.find(model)
+    manifest, rank, checkpoint = exported.manifest, exported.tensors.rank, Checkpoint.find(model)
+    held = BaseSettings(model=model, quantization=held_in, device=device, compute_dtype=compute_dtype)
+    tuned = OwnBase(held).tuned(_for_anyone(manifest), LoraSettings(), rank or None, residual=False)
     if merged:
         _check_place(manifest, checkpoint)
-    held = BaseSettings(model=model, quantization=held_in, device=device, compute_dtype=compute_dtype)
-    rank = exported.tensors.rank
-    tuned = OwnBase(held).tuned(manifest, LoraSettings(), rank or None, residual=False)
     tuned.tuner.load(exported.tensors, rank, Layout((), ()))
     tuner_model: Any = tuned.tuner.model
     if merged and manifest.low_rank:
@@ -154,6 +154,15 @@ def _quantization(name: str, merged: bool) -> Quantization:
             f"a base held in {name} takes no result into its weights: merge in fp32, convert what is saved"
         )
     return Quantization(name)
+
+
+def _for_anyone(manifest: Manifest) -> Manifest:
+    """The run with the base held in all that its method can tune: the run's own choice binds its devices alone."""
+    from edge_client.methods import method_of
+
+    possible = method_of(manifest).quantizations
+    held = tuple(quantization for quantization in Quantization if quantization in possible)
+    return replace(manifest, base=replace(manifest.base, quantizations=held))
 
 
 def _check_place(manifest: Manifest, checkpoint: Checkpoint) -> None:

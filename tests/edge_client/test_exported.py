@@ -13,6 +13,7 @@ import transformers
 from edge_client import BaseModelError, ConfigError, load_exported
 from edge_client.cli import main
 from edge_client.exported import save_merged
+from edge_client.methods.full import Full
 from edge_client.methods.head import Head
 from edge_client.model.manifest_writer import write_manifest
 from protocol.exported import ADAPTER_FILE, MANIFEST_FILE, ExportedAdapter
@@ -51,17 +52,22 @@ def test_the_head_of_a_pooled_base_is_part_of_the_task_model(tiny_bert, exported
 
 def test_another_base_is_refused(tiny_bert, tiny_llama, exported, manifest, tmp_path) -> None:
     folder = exported(manifest)
-    with pytest.raises(BaseModelError, match=r"fingerprint .*, the run tunes tiny-bert with .*: use that model"):
-        load_exported(folder, tiny_llama)
+    for merged in (False, True):
+        with pytest.raises(BaseModelError, match=r"fingerprint .*, the run tunes tiny-bert with .*: use that model"):
+            load_exported(folder, tiny_llama, merged=merged)
     with pytest.raises(BaseModelError, match="neither a folder nor a model"):
         save_merged(folder, tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_base_that_the_run_does_not_hold_so_is_refused(tiny_bert, exported, manifest) -> None:
-    base = replace(manifest.base, quantizations=(Quantization.FP32, Quantization.BF16))
-    folder = exported(replace(manifest, base=base))
-    with pytest.raises(ConfigError, match="the run allows fp32, bf16, this device is set to nf4"):
+def test_the_method_says_how_the_base_can_be_held_and_not_the_run(tiny_bert, exported, manifest) -> None:
+    nf4_alone = replace(manifest.base, quantizations=(Quantization.NF4,))
+    assert load_exported(exported(replace(manifest, base=nf4_alone)), tiny_bert, device="cpu", merged=True)
+
+
+def test_a_base_that_the_method_cannot_tune_is_refused(tiny_bert, exported) -> None:
+    folder = exported(write_manifest(tiny_bert, LABELS, method=Full()))
+    with pytest.raises(ConfigError, match="the run allows bf16, fp32, this device is set to nf4"):
         load_exported(folder, tiny_bert, quantization="nf4")
     with pytest.raises(ConfigError, match="expected one of nf4, int8, bf16, fp32, got 'fp8'"):
         load_exported(folder, tiny_bert, quantization="fp8")
