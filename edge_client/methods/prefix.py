@@ -5,7 +5,7 @@ dense tensor, so that a round can train and send single layers. The text's posit
 
 The prefix goes into the model as a transformers cache, as PEFT 0.21 puts it: transformers 5.23 lets decoders and
 BERT's kin alike attend to one, and both give the same result (a test compares). PEFT's own prefix is not used, since
-it is one tensor ``[length, layers·2·width]`` for all layers, and its models for encoders drop token types.
+it is one tensor ``[length, layers·2·width]`` for all layers, and its model for feature extraction drops token types.
 
 *Reparametrised*, a device trains ``P = handed + f_θ(E) − f_θ₀(E)`` through an MLP ``f`` that is fresh in every round;
 what it sends is the change of ``P``, never the MLP.
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from peft import PrefixEncoder, PrefixTuningConfig
 from torch import Tensor, nn
@@ -36,8 +37,6 @@ from protocol.manifest import DenseTensor, Quantization
 from protocol.payload import AdapterTensors
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
     from edge_client.methods.lora import LoraSettings
@@ -137,8 +136,12 @@ class _Prefixes(nn.ParameterList):
         count_in(call, self._length)
         return (), call
 
+    def changes(self) -> dict[int, Tensor]:
+        """What is added to the parameters of a layer, ``[2, length, width]``; nothing where there is no network."""
+        return {} if self.reparametrisation is None else self.reparametrisation()
+
     def _fill(self, cache: Any, batch: int, dtype: torch.dtype) -> None:
-        changes = {} if self.reparametrisation is None else self.reparametrisation()
+        changes = self.changes()
         for layer, handed in enumerate(self):
             prefix = handed + changes[layer] if layer in changes else handed
             by_head = prefix.to(dtype).unflatten(-1, (self._heads, -1)).transpose(1, 2)
@@ -219,11 +222,10 @@ class _ReparametrisedTuner:
     def change(self, active: Layout) -> AdapterTensors:
         """See :meth:`edge_client.methods.interface.Tuner.change`."""
         layers, others = _split(active)
-        found: dict[str, NDArray[np.float32]] = self._dense.change(others)
-        if layers and self._prefixes.reparametrisation is not None:
-            with torch.no_grad():
-                changes = self._prefixes.reparametrisation()
-            found |= {f"{PREFIX}.{layer}": changes[layer].cpu().numpy().copy() for layer in layers}
+        with torch.no_grad():
+            changes = self._prefixes.changes()
+        found = self._dense.change(others)
+        found |= {f"{PREFIX}.{layer}": np.array(changes[layer].cpu().numpy()) for layer in layers}
         return AdapterTensors({tensor.name: found[tensor.name] for tensor in active.dense}, active.zeros(0).slots)
 
     def _fresh_seed(self) -> int:
@@ -243,9 +245,8 @@ def _split(active: Layout) -> tuple[list[int], list[str]]:
 
 def _check_attention(config: PretrainedConfig) -> None:
     """Refuses layers that have no keys and values, or not all of one shape."""
-    layers = DynamicCache(config=config).layers
-    alike = len({_heads(layer) for layer in config.per_layer_config}) == 1
-    if not alike or not all(isinstance(layer, DynamicLayer) for layer in layers):
+    attend = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers)
+    if not attend or len({_heads(layer) for layer in config.per_layer_config}) > 1:
         raise ConfigError(
             f"method 'prefix': {config.model_type!r} models have layers without keys and values of their own, or of "
             "different shapes: expected attention of one shape in every layer"
