@@ -113,10 +113,11 @@ def _add(total: Sum, changes: Iterable[Changes], step: float) -> None:
 
 
 def _stacked(base: ModuleState, increment: Factors, slots: int, scratch: Scratch) -> MergedModule:
-    whole = stack([base.factors(), increment])
-    form = choose_form(whole.shape, whole.width, slots)
+    before = base.factors()
+    form = choose_form(base.shape, before.width + increment.width, slots)
     if form is Form.MATRIX:
         return _multiplied_out(base, increment, slots, scratch)
+    whole = stack([before, increment])
     if form is Form.WHOLE:
         state = settle(whole, base.discarded, slots)
         bias = measure_bias(state.factors(), whole)
