@@ -99,6 +99,16 @@ class RunConfig:
     server_population: int | None = None
     """Devices that the cohorts of controlled-momentum are drawn from, so that those yet to come have their share in the
     mean of the controls; None: those that came so far."""
+    server_noise_multiplier: float = 0.0
+    """``σ`` of central differential privacy: noise of deviation ``σ·server_clip_norm`` is added to the sum of a round's
+    updates, and a device's data is protected from whoever sees the versions, not from the operator. Low-rank modules
+    are then kept as whole matrices. 0: none."""
+    server_clip_norm: float = 1.0
+    """What each device's change is clipped to before it is added up, one norm over all products and dense tensors."""
+    server_delta: float = 1e-5
+    """``δ`` at which the ``ε`` of all merges together is accounted for; below one over the devices."""
+    server_epsilon_max: float | None = None
+    """Bound on that ``ε`` after the last round: a run that would exceed it is not made. None: it is only counted."""
     learning_rate_decay: float = 0.0
     """``d`` in this round's factor ``1 / (1 + d·(round - 1))`` on the devices' learning rate: what keeps long runs from
     drifting."""
@@ -192,6 +202,10 @@ class RunConfig:
                 server_dense_learning_rate=f.number("server_dense_learning_rate"),
                 server_momentum_rank=f.optional_integer("server_momentum_rank"),
                 server_population=f.optional_integer("server_population"),
+                server_noise_multiplier=f.number("server_noise_multiplier"),
+                server_clip_norm=f.number("server_clip_norm"),
+                server_delta=f.number("server_delta"),
+                server_epsilon_max=f.optional_number("server_epsilon_max"),
                 learning_rate_decay=f.number("learning_rate_decay"),
                 probe_round=f.optional_integer("probe_round"),
                 kept_layers=f.optional_number("kept_layers"),

@@ -11,6 +11,7 @@ from aggregator.errors import ConfigError
 from aggregator.merge.strategies import Requirement, StrategyName, make_strategy
 from aggregator.merge.weighting import Weighting
 from aggregator.optimizers import OptimizerName
+from aggregator.privacy.accountant import epsilon
 from protocol import limits
 from protocol.assignment import LocalTraining
 from protocol.manifest import TaskKind
@@ -52,6 +53,7 @@ def faults_of(config: RunConfig, manifest: Manifest) -> list[str]:
     """What keeps these settings from being run with this manifest; nothing, if they can be."""
     parts = (
         *(_round(config), _mode(config), _devices(config, manifest), _privacy(config.local, manifest)),
+        _central_privacy(config),
         *(_merge(config), _combined(config, manifest), _probe(config, manifest), _upkeep(config)),
     )
     return [text for part in parts for wrong, text in part if wrong]
@@ -126,6 +128,41 @@ def _privacy(local: LocalTraining, manifest: Manifest) -> _Faults:
     )
 
 
+def _central_privacy(config: RunConfig) -> _Faults:
+    """Of merges with noise."""
+    sigma, delta, budget = config.server_noise_multiplier, config.server_delta, config.server_epsilon_max
+    ranges = (
+        (sigma != 0 and not 0.01 <= sigma <= 1e6, f"server_noise_multiplier is {sigma}, expected 0.01..1e6, or 0"),
+        (not 0 < config.server_clip_norm <= 1e6, f"server_clip_norm is {config.server_clip_norm}, expected 0..1e6"),
+        (not 0 < delta < 1, f"server_delta is {delta}, expected 0 < server_delta < 1"),
+        (budget is not None and budget <= 0, f"server_epsilon_max is {budget}, expected above 0"),
+    )
+    yield from ranges
+    if sigma == 0:
+        for name in ("server_clip_norm", "server_delta", "server_epsilon_max"):
+            changed = getattr(config, name) != getattr(RunConfig, name)
+            yield changed, f"{name} is for central privacy: set server_noise_multiplier"
+        return
+    given = f"server_noise_multiplier {sigma} with"
+    yield config.strategy is not StrategyName.DELTA, f"{given} strategy {config.strategy}: noise goes onto deltas alone"
+    yield config.retention < 1, f"{given} retention {config.retention}: it depends on who was there, without noise"
+    optimizer = config.server_optimizer
+    wrong = optimizer is not OptimizerName.SGD
+    yield wrong, f"{given} server_optimizer {optimizer}: it would see the sum before the noise"
+    wrong = config.probe_round is not None
+    yield wrong, f"{given} probe_round: which layers are chosen would tell of the devices' data without noise"
+    yield config.mode is Mode.ASYNC, f"{given} mode async: a change is clipped against the version that all were handed"
+    yield (
+        config.weights is not Weighting.UNIFORM,
+        f"{given} weights {config.weights}: each device would change what all others count; set weights to uniform",
+    )
+    if not any(wrong for wrong, _ in ranges):
+        spent = epsilon(sigma, config.rounds, delta)  # also without a bound: `status` will want the library
+        told = f"{config.rounds} rounds at server_noise_multiplier {sigma} cost ε = {spent:.4g} at δ = {delta:g}"
+        wrong = budget is not None and spent > budget
+        yield wrong, f"{told}, above server_epsilon_max {budget}: fewer rounds, or more noise"
+
+
 def _merge(config: RunConfig) -> _Faults:
     yield not 0 <= config.retention <= 1, f"retention is {config.retention}, expected 0..1"
     rate, decay = config.server_learning_rate, config.server_learning_rate_decay
@@ -194,6 +231,8 @@ def _probe(config: RunConfig, manifest: Manifest) -> _Faults:
     depth = max(manifest.layers, default=0) + 1
     yield depth > LAYERS_MAX, f"probe_round: the manifest has {depth} layers, a report holds {LAYERS_MAX}"
     yield config.local.private, "probe_round with noise_multiplier: what a probe tells of a device's data has no noise"
+    noisy = config.server_noise_multiplier > 0
+    yield noisy, "probe_round with server_noise_multiplier: the selection would tell of devices without noise"
 
 
 def _upkeep(config: RunConfig) -> _Faults:

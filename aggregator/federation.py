@@ -25,7 +25,7 @@ from aggregator.rounds.asynchronous import Buffer
 from aggregator.rounds.handouts import ServedVersions
 from aggregator.rounds.layers import SelectionJob, selected_layers
 from aggregator.rounds.machine import DELIVERED, Phase, Round, Wait
-from aggregator.rounds.merge_rule import merge_rule
+from aggregator.rounds.merge_rule import MergeRule, merge_rule, private_rule
 from aggregator.rounds.merging import MergeFailure, Merging
 from aggregator.rounds.recovery import recovered_buffer, recovered_round, stored_version, version_row
 from aggregator.rounds.work import MergeJob, StoredUpdate, StoredVersion
@@ -44,6 +44,8 @@ __all__ = ["Executors", "Federation", "Reply"]
 
 ELAPSED_EVERY_S = 5.0
 """How often a round's age is journalled: what a crash can add to a deadline at most."""
+_NOISE_SECRET = "noise_secret"
+"""Key of the journal's ``meta``; its value, in hex, takes the noise off the versions, so it never leaves the home."""
 _UNFIT = frozenset(
     {
         *(NackCode.SHAPE, NackCode.NUM_EXAMPLES, NackCode.NON_FINITE, NackCode.NORM, NackCode.DIGEST),
@@ -279,11 +281,13 @@ class Federation:
         """Adds rounds to the run; returns how many it has now.
 
         Raises:
-            ConfigError: Not even one is added.
+            ConfigError: Not even one is added, or so many cost more privacy than the run may.
         """
         if rounds < 1:
             raise ConfigError(f"a run is extended by at least 1 round, not by {rounds}")
-        self.config = replace(self.config, rounds=self.config.rounds + rounds)
+        extended = replace(self.config, rounds=self.config.rounds + rounds)
+        check_feasible(extended, self.manifest)
+        self.config = extended
         self._journal.set_meta("rounds", str(self.config.rounds))
         return self.config.rounds
 
@@ -438,7 +442,7 @@ class Federation:
             seed=self.config.seed,
             earlier=tuple(stored_version(row) for row in self._journal.versions() if row.version in versions),
             workers=self._merge_workers,
-            rule=merge_rule(self.config, number),
+            rule=self._rule(number),
             population=tuple(json.loads(self._journal.round(number).population_json).items()),
             last=number >= self.config.rounds,
         )
@@ -452,6 +456,17 @@ class Federation:
             candidates=self.manifest.layers,
             kept_layers=self.config.kept_layers,
         )
+
+    def _rule(self, number: int) -> MergeRule:
+        """What the round is merged by; the same after a restart, its noise too."""
+        rule = merge_rule(self.config, number)
+        if not self.config.server_noise_multiplier:
+            return rule
+        secret = self._journal.get_meta(_NOISE_SECRET)
+        if secret is None:
+            secret = secrets.token_hex(32)
+            self._journal.set_meta(_NOISE_SECRET, secret)
+        return private_rule(rule, self.config, bytes.fromhex(secret), [row.sha256 for row in self._durable()])
 
     def _commit(self, version: StoredVersion, report: tuple[str, ...], now: float) -> None:
         """Makes a merge final; where the journal has no room for it, it is tried again."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from aggregator.errors import ConfigError, HomeError
+from aggregator.feasibility import check_feasible
 from aggregator.gate.enrolment import Enrolment
 from aggregator.runs import current_config
-from aggregator.status import Status
+from aggregator.status import Status, merges_epsilon
 from aggregator.store.home import Home
 from aggregator.store.journal import Journal, VersionRow
 from aggregator.store.objects import ObjectStore
@@ -155,6 +156,7 @@ class StoppedRun:
             phase="finished" if done else "stopped",
             waiting_for=f"the daemon, which does not run: `tributary-aggregator serve {self._home.root}`",
             deadline_in_s=None,
+            epsilon=merges_epsilon(config, merged),
             devices=tuple({"id": client_id(key), "name": name, "state": "unknown"} for key, name in names.items()),
         )
 
@@ -162,8 +164,14 @@ class StoppedRun:
         """The journal says it already."""
 
     def extend(self, rounds: int) -> int:
-        """Adds rounds."""
-        total = current_config(self._home, self._journal).rounds + rounds
+        """Adds rounds.
+
+        Raises:
+            ConfigError: So many cost more privacy than the run may.
+        """
+        config = current_config(self._home, self._journal)
+        total = config.rounds + rounds
+        check_feasible(replace(config, rounds=total), self._home.manifest())
         self._journal.set_meta("rounds", str(total))
         return total
 

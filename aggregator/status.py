@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aggregator.config import RunConfig
 from aggregator.federation import Federation
 from aggregator.hub import PeerInfo
+from aggregator.privacy.accountant import epsilon
 from aggregator.rounds.asynchronous import Buffer
 from aggregator.rounds.machine import MemberState, Phase, Round
 from protocol.identity import client_id
 
-__all__ = ["Status", "run_status"]
+__all__ = ["Status", "merges_epsilon", "run_status"]
 
 _AT_WORK = frozenset({MemberState.ASSIGNED, MemberState.LATE})
 _AWAITED = _AT_WORK | {MemberState.INVITED}
@@ -37,6 +39,8 @@ class Status:
     """Why nothing happens just now, in one line."""
     deadline_in_s: float | None
     """Seconds to the round's deadline, negative once it has passed; None: there is none."""
+    epsilon: float | None
+    """``ε`` at ``server_delta`` of all merges so far, for a device that was in each; None: they are without noise."""
     devices: tuple[Mapping[str, Any], ...]
     """Per device: id, name, state, reason, last seen (seconds ago), versions that what it trains is behind (None: it
     does not), bytes received of its update, bytes in all."""
@@ -64,8 +68,16 @@ def run_status(federation: Federation, devices: Mapping[str, PeerInfo], names: M
         phase="finished" if federation.finished else state.phase,
         waiting_for=_why(federation, rows, left, now),
         deadline_in_s=left,
+        epsilon=merges_epsilon(federation.config, state.number - 1),
         devices=rows,
     )
+
+
+def merges_epsilon(config: RunConfig, merges: int) -> float | None:
+    """``ε`` of so many merges; None if they are without noise."""
+    if not config.server_noise_multiplier:
+        return None
+    return epsilon(config.server_noise_multiplier, merges, config.server_delta)
 
 
 def _device(

@@ -133,8 +133,8 @@ class Cohort:
                 yield update, _dense(update, tensor.name)
 
     def weight(self, update: ClientUpdate) -> float:
-        """``p_i·s(τ_i)`` of one of its updates."""
-        return update.num_examples / self.total_weight * staleness_weight(update.staleness)
+        """``p_i·s(τ_i)`` of one of its updates, times what clipping leaves of it."""
+        return update.num_examples / self.total_weight * staleness_weight(update.staleness) * update.clip
 
 
 def _names(update: ClientUpdate, manifest: Manifest) -> frozenset[str]:

@@ -43,6 +43,8 @@ class ClientUpdate:
     """``τ``: versions that followed the one that it was handed, before this merge."""
     step_length: float = 1.0
     """``K·η``: its optimizer steps times their learning rate, what its change is divided by to be a mean gradient."""
+    clip: float = 1.0
+    """Share of its change that counts, in (0, 1], and is not made up for: what clipping leaves of it."""
 
 
 def check_update(update: ClientUpdate, manifest: Manifest, slots: int) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +11,10 @@ from aggregator.merge.strategies import Delta, Strategy, make_strategy
 from aggregator.merge.weighting import Weighting
 from aggregator.optimizers import ControlVariates, OptimizerName, make_optimizer
 from aggregator.optimizers.interface import Optimizer
+from aggregator.privacy.clipping import Clipping
+from aggregator.privacy.noise import GaussianNoise
 
-__all__ = ["MergeRule", "merge_rule"]
+__all__ = ["MergeRule", "merge_rule", "private_rule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class MergeRule:
     """Step on the weighted sum of what changed; 1 where an optimizer takes the step."""
     weighting: Weighting = Weighting.NUM_EXAMPLES
     """By what an update counts."""
+    clipping: Clipping | None = None
+    """What bounds each update's part, and weighs it in place of ``weighting``; None: nothing."""
 
 
 def merge_rule(config: RunConfig, round_number: int = 1) -> MergeRule:
@@ -44,6 +49,22 @@ def merge_rule(config: RunConfig, round_number: int = 1) -> MergeRule:
         controls = ControlVariates(population=config.server_population)
     delta = replace(strategy, retention=config.retention, optimizer=optimizer, controls=controls)
     return MergeRule(strategy=delta, step=step, weighting=config.weights)
+
+
+def private_rule(rule: MergeRule, config: RunConfig, secret: bytes, updates: Iterable[str]) -> MergeRule:
+    """A rule with the clipping and the noise of central differential privacy.
+
+    Args:
+        rule: The round's, without.
+        config: The operator's settings, checked, with noise on the merges.
+        secret: The run's secret.
+        updates: Digests of the cohort's updates, in canonical order.
+    """
+    assert isinstance(rule.strategy, Delta)  # the settings are feasible
+    clipping = Clipping(clip_norm=config.server_clip_norm, cohort_size=config.cohort_size)
+    deviation = rule.step * config.server_noise_multiplier * clipping.clip_norm / clipping.cohort_size
+    noise = GaussianNoise.of_cohort(deviation, secret, updates)
+    return replace(rule, strategy=replace(rule.strategy, noise=noise), clipping=clipping)
 
 
 def _optimizer(config: RunConfig, round_number: int) -> Optimizer:

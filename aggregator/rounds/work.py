@@ -231,10 +231,14 @@ class OpenRound:
         """
         job, store, manifest = self.job, ObjectStore(self.job.objects), Manifest.from_json(self.job.manifest)
         strategy, base = job.rule.strategy, job.base
-        weighted = weigh(job.rule.weighting, _updates(store, manifest, job), dict(job.population))
+        updates, handout = tuple(_updates(store, manifest, job)), _handout(store, manifest, base)
+        if job.rule.clipping is None:
+            weighted = weigh(job.rule.weighting, updates, dict(job.population))
+        else:
+            weighted = job.rule.clipping.weigh(updates, manifest, handout)
         given = RoundInput(
             manifest=manifest,
-            handout=_handout(store, manifest, base),
+            handout=handout,
             updates=weighted.updates,
             step=job.rule.step * weighted.step,
             scratch=self.scratch,

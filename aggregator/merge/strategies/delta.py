@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aggregator.merge.opened import OpenMerge
     from aggregator.merge.strategies.interface import RoundInput
     from aggregator.optimizers.interface import Optimizer
+    from aggregator.privacy.noise import GaussianNoise
     from protocol.manifest import LowRankModule, Manifest
     from protocol.payload import AdapterTensors
 
@@ -66,6 +67,9 @@ class Delta(Strategy[DeltaState]):
     """What is made of the merged change before it is added; None: it is added as it is."""
     controls: ControlVariates | None = None
     """What devices' changes are corrected by before that; None: they count as they came."""
+    noise: GaussianNoise | None = None
+    """What is added to every value besides, for central differential privacy: a low-rank module then becomes a matrix,
+    since noise on factors would be no noise of a known size on their product. None: nothing."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.retention <= 1.0:
@@ -74,6 +78,8 @@ class Delta(Strategy[DeltaState]):
             raise MergeError(f"retention goes with the order 'top', got {self.order.value!r}: it acts on the tail of M")
         if self.controls is not None and not isinstance(self.optimizer, MovingAverage | None):
             raise MergeError("controls go with a moving average, or no optimizer: others do not let a tensor rest")
+        if self.noise is not None and not self._plain:
+            raise MergeError("noise goes with the plain sum of changes: no retention, optimizer or controls")
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -83,6 +89,10 @@ class Delta(Strategy[DeltaState]):
         """
         residual = {Requirement.RESIDUAL} if self.order is Order.FRESH else set()
         return frozenset(residual | ({Requirement.ONE_VERSION} if self._of_one_version else set()))
+
+    @property
+    def _plain(self) -> bool:
+        return self.optimizer is None and self.controls is None and self.retention == 1.0
 
     @property
     def _of_one_version(self) -> bool:
@@ -109,7 +119,7 @@ class Delta(Strategy[DeltaState]):
         """Adds what was changed; see :meth:`Strategy.open`."""
         if self._of_one_version and any(update.staleness for update in given.updates):
             raise MergeError("retention and controls go with updates of the live version alone; use neither here")
-        plain = self.optimizer is None and self.controls is None and self.retention == 1.0
+        plain = self._plain
         round = Round.of(
             state.offset if plain else GlobalState.zeros(given.manifest),
             given.manifest,
@@ -119,7 +129,7 @@ class Delta(Strategy[DeltaState]):
             scratch=given.scratch,
             stale=given.stale,
         )
-        return PlainMerge(round) if plain else SteppedMerge(rule=self, state=state, changes=round)
+        return PlainMerge(round, self.noise) if plain else SteppedMerge(rule=self, state=state, changes=round)
 
     def only(self, state: DeltaState, manifest: Manifest, module: LowRankModule) -> DeltaState:
         """As :meth:`GlobalState.only`; what an optimizer remembers is for the end of a merge."""
@@ -155,10 +165,12 @@ class Delta(Strategy[DeltaState]):
 @final
 @dataclass(frozen=True)
 class PlainMerge:
-    """What was changed is added as it is."""
+    """What was changed is added as it is, with noise where there shall be some."""
 
     round: Round
     """From the state on."""
+    noise: GaussianNoise | None = None
+    """On every value; None: none."""
 
     @property
     def manifest(self) -> Manifest:
@@ -171,12 +183,21 @@ class PlainMerge:
 
     def merge_module(self, module: LowRankModule) -> tuple[ModuleState, ModuleReport]:
         """The next offset of one module."""
-        return self.round.merge_module(module)
+        state, report = self.round.merge_module(module)
+        if self.noise is None:
+            return state, report
+        cohort, scratch = self.round.cohort, Scratch(self.round.scratch)
+        merged = add_increment(state, self.noise.values(module.name, state.shape), self.round.handout.rank, scratch)
+        return merged.state, report_merged(module.name, merged, {1, *cohort.ranks}, cohort.retention(module))
 
     def finish(self, modules: Mapping[str, tuple[ModuleState, ModuleReport]]) -> tuple[DeltaState, MergeReport]:
         """The next state."""
         offset, report = self.round.finish(modules)
-        return DeltaState(offset=offset, memory=None), report
+        if self.noise is None:
+            return DeltaState(offset=offset, memory=None), report
+        dense = {name: value + self.noise.values(name, value.shape) for name, value in offset.dense.items()}
+        report = report_round(self.round.cohort, report.modules, self.round.state.dense, dense)
+        return DeltaState(offset=replace(offset, dense=dense), memory=None), report
 
 
 @final
