@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from benchmarks.data.apportionment import apportion
+from benchmarks.data.parts import draw_parts
 from edge_client.data.sources import Rows, open_rows
 from edge_client.data.tasks import label_index, whole_number
 from edge_client.errors import DataError
 
-__all__ = ["ClassificationData", "load_classification", "stratified_sample"]
+__all__ = ["ClassificationData", "load_classification"]
 
 Row = Mapping[str, str | int]
 
@@ -83,55 +80,17 @@ def load_classification(
     opened, (test_split, final) = open_rows(data, "train"), _final_rows(data)
     names = _label_names(data, opened)
     rows, tested = _uniform(opened, "train", names), _uniform(final, test_split, names)
-    if not 0 <= selection < len(rows):
-        raise DataError(f"selection: expected 0 to {len(rows) - 1} of {len(rows)} training rows, got {selection}")
-    held_out = np.random.default_rng(held_out_seed)
-    chosen = stratified_sample(_labels(rows), selection, held_out)
-    left = [rows[index] for index in np.setdiff1d(np.arange(len(rows)), chosen)]
+    parts = draw_parts(
+        rows, tested, train=train, selection=selection, test=test, seed=seed, held_out_seed=held_out_seed
+    )
     return ClassificationData(
         labels=names,
         text_fields=tuple(field for field in rows[0] if field != "label"),
-        train=_sampled(left, train, np.random.default_rng(seed)),
-        selection=[rows[index] for index in chosen],
-        test=_sampled(tested, test, held_out),
+        train=parts.train,
+        selection=parts.selection,
+        test=parts.test,
         test_split=test_split,
     )
-
-
-def stratified_sample(labels: Sequence[object], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draws rows, of each label as near to its share as whole rows allow.
-
-    Args:
-        labels: One per row.
-        count: How many, at most as many as there are.
-        rng: Draws them.
-
-    Returns:
-        ``(count,)`` int64: indices, ascending.
-
-    Raises:
-        ValueError: More rows are wanted than there are.
-
-    Example:
-        >>> drawn = stratified_sample(["a"] * 80 + ["b"] * 20, 10, np.random.default_rng(0))
-        >>> len(drawn), int((drawn >= 80).sum())
-        (10, 2)
-    """
-    names = sorted(set(labels), key=str)
-    of_label = [np.flatnonzero([label == name for label in labels]) for name in names]
-    counts = apportion(count, np.array([len(rows) for rows in of_label], float))
-    drawn = [rng.choice(rows, wanted, replace=False) for rows, wanted in zip(of_label, counts, strict=True)]
-    return np.sort(np.concatenate(drawn))
-
-
-def _sampled(rows: Sequence[Row], count: int | None, rng: np.random.Generator) -> list[Row]:
-    if count is None or count >= len(rows):
-        return list(rows)
-    return [rows[index] for index in stratified_sample(_labels(rows), count, rng)]
-
-
-def _labels(rows: Sequence[Row]) -> list[str | int]:
-    return [row["label"] for row in rows]
 
 
 def _check_splits(data: object) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.data.classification import ClassificationData, load_classification, stratified_sample
+from benchmarks.data.classification import ClassificationData, load_classification
+from benchmarks.data.parts import stratified_sample
 from edge_client.errors import DataError
 
 Row = Mapping[str, object]

@@ -1,0 +1,1 @@
+"""A vision transformer small enough for a CPU, pre-trained on part of the data that studies federate the rest of."""
