@@ -24,6 +24,8 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "merge": "benchmarks.merge",
         "hlora": "benchmarks.hlora",
         "fedpetuning": "benchmarks.studies.fedpetuning",
+        "fedpeft": "benchmarks.studies.fedpeft",
+        "fedpeptao": "benchmarks.studies.fedpeptao",
     }
 )
 """Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,

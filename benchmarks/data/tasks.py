@@ -1,4 +1,4 @@
-"""The classification tasks that benchmarks know: where their rows are, what they are scored by, how long they are."""
+"""The classification tasks that benchmarks know: where their rows are, and what they are scored by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["TASKS", "TextTask", "source_of"]
+__all__ = ["TASKS", "ImageTask", "TextTask", "source_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,38 @@ class TextTask:
     """Tokens of a text, or of a pair, after which it is cut."""
 
 
-TASKS: Mapping[str, TextTask] = MappingProxyType(
+@dataclass(frozen=True, kw_only=True)
+class ImageTask:
+    """Some classes of a set of images."""
+
+    hub: str
+    """As of :class:`TextTask`."""
+    metric: str
+    """As of :class:`TextTask`."""
+    folder: str
+    """Name of the data's folder."""
+    classes: tuple[str, ...]
+    """Which."""
+
+
+TASKS: Mapping[str, TextTask | ImageTask] = MappingProxyType(
     {
         "agnews": TextTask(hub="fancyzhx/ag_news", metric="accuracy", max_length=48),
         "cola": TextTask(hub="nyu-mll/glue:cola", metric="matthews", max_length=32),
         "mrpc": TextTask(hub="nyu-mll/glue:mrpc", metric="f1", max_length=64),
         "qnli": TextTask(hub="nyu-mll/glue:qnli", metric="accuracy", max_length=64),
         "qqp": TextTask(hub="nyu-mll/glue:qqp", metric="accuracy", max_length=48),
+        "cifar10": ImageTask(
+            hub="uoft-cs/cifar10",
+            metric="accuracy",
+            folder="images",
+            classes=("dog", "frog", "horse", "ship", "truck"),
+        ),
         "rte": TextTask(hub="nyu-mll/glue:rte", metric="accuracy", max_length=64),
         "sst2": TextTask(hub="stanfordnlp/sst2", metric="accuracy", max_length=32),
     }
 )
-"""By the name of the data's folder."""
+"""By name: that of the data's folder, of texts."""
 
 
 def source_of(task: str, data: Path | None) -> str:
@@ -43,4 +63,7 @@ def source_of(task: str, data: Path | None) -> str:
         task: Name in :data:`TASKS`.
         data: Folder with a folder per task; None: the hub.
     """
-    return TASKS[task].hub if data is None else str(data / task)
+    known = TASKS[task]
+    if data is None:
+        return known.hub
+    return str(data / (known.folder if isinstance(known, ImageTask) else task))

@@ -28,38 +28,43 @@ class Verdict(StrEnum):
     """There are not two pairs of runs to compare."""
 
 
+Side = tuple[str, str]
+"""An arm, and a condition that it runs under."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That one arm under one condition scores more than another by a margin."""
+    """That runs score more than others by a margin: ``Σ ahead − Σ behind > margin``, on each task and seed."""
 
     what: str
     """In words."""
-    arm: str
-    """The one that is ahead."""
-    condition: str
-    """What it runs under."""
-    over_arm: str
-    """The one that is behind."""
-    over_condition: str
-    """What that runs under."""
+    ahead: Sequence[Side]
+    """What adds."""
+    behind: Sequence[Side]
+    """What is subtracted: as many, so that a comparison of differences is one of scores."""
     margin: float = 0.0
-    """By how much, a fraction; below 0: that the first is behind by no more than this."""
+    """By how much, a fraction; below 0: that the first are behind by no more than this."""
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        """All that it compares."""
+        return frozenset((*self.ahead, *self.behind))
 
     def check(self, records: Sequence[Record]) -> Finding:
-        """Compares the two on the tasks and seeds that both have."""
+        """Compares on the tasks and seeds that all have."""
+        scores = {side: scores_of(records, *side) for side in self.sides}
+        keys = sorted(set.intersection(*(set(found) for found in scores.values())))
+        if len(keys) < 2:
+            return Finding(what=self.what, verdict=Verdict.NOT_RUN, pairs=len(keys))
         ahead, behind = (
-            scores_of(records, self.arm, self.condition),
-            scores_of(records, self.over_arm, self.over_condition),
+            np.array([sum(scores[side][key] for side in sides) for key in keys]) for sides in (self.ahead, self.behind)
         )
-        both = sorted(set(ahead) & set(behind))
-        if len(both) < 2:
-            return Finding(what=self.what, verdict=Verdict.NOT_RUN, pairs=len(both))
-        found = compare_paired(np.array([ahead[key] for key in both]), np.array([behind[key] for key in both]))
+        found = compare_paired(ahead, behind)
         if found.low > self.margin:
             verdict = Verdict.HOLDS
         else:
             verdict = Verdict.FAILS if found.high < self.margin else Verdict.OPEN
-        return Finding(what=self.what, verdict=verdict, pairs=len(both), found=found)
+        return Finding(what=self.what, verdict=verdict, pairs=len(keys), found=found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.data.partitions import Scheme
 
 if TYPE_CHECKING:
     from benchmarks.studies.claims import Claim
@@ -37,6 +39,8 @@ class Arm:
     """Rank of every device; 1 where the method has none."""
     learning_rates: Sequence[float]
     """What the peak learning rate is chosen from, on validation rows."""
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`aggregator.config.RunConfig` that are this arm's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +51,20 @@ class Condition:
     """Devices."""
     participation: float = 0.25
     """Share of the devices in a round's cohort."""
+    scheme: Scheme = Scheme.PRIOR_DIRICHLET
+    """How rows are dealt."""
     alpha: float | None = 1.0
-    """Concentration of the label mixtures (FedNLP's prior-scaled Dirichlet); None: rows are dealt at random."""
+    """Concentration of the scheme's Dirichlet; None where it has none."""
+    train_rows: int | None = None
+    """Training rows of all devices together; None: the preset's."""
     epochs: float = 1.0
     """Passes of a device over its rows in a round."""
     regime: Regime = Regime.FEDERATED
     """Who trains on what."""
+    local: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`protocol.assignment.LocalTraining` that are this condition's own."""
+    arms: Sequence[str] | None = None
+    """Arms that it is about; None: all."""
 
     @property
     def cohort(self) -> int:
@@ -108,6 +120,8 @@ class Study:
 
     name: str
     """As on the command line."""
+    question: str
+    """What it answers."""
     arms: Mapping[str, Arm]
     """By name, as tables show them."""
     conditions: Mapping[str, Condition]
@@ -116,6 +130,9 @@ class Study:
     """By name."""
     claims: Sequence[Claim]
     """What was published, and is checked."""
+    vision: bool = False
+    """Whether the base is a small vision transformer, pretrained on other classes, unless ``--model`` names another;
+    else it is all-MiniLM-L6-v2."""
 
     @property
     def tuned_under(self) -> str:

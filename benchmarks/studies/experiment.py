@@ -9,8 +9,9 @@ from functools import lru_cache
 from aggregator.config import RunConfig
 from benchmarks.command_line import BenchmarkError
 from benchmarks.data.classification import ClassificationData, load_classification
-from benchmarks.data.partitions import Recipe, Scheme, label_skew, partition_rows
-from benchmarks.data.tasks import TASKS
+from benchmarks.data.images import ImageData, load_images
+from benchmarks.data.partitions import Recipe, label_skew, partition_rows
+from benchmarks.data.tasks import TASKS, ImageTask
 from benchmarks.grid import Record, one_thread, or_failure
 from benchmarks.local import fresh_adapter, train_locally
 from benchmarks.scoring import Scorer
@@ -26,6 +27,8 @@ from protocol.codecs import Codec
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 
 __all__ = ["Work", "run_work"]
+
+Data = ClassificationData | ImageData
 
 _ALONE_MAX = 5
 """Devices that are trained alone: the first ones, which are as good as any."""
@@ -62,7 +65,8 @@ def run_work(work: Work) -> Record:
 
 def _run(work: Work) -> Record:
     cell, condition = work.cell, work.condition
-    data = _data(work.source, work.preset.train_rows, work.preset.validation_rows, work.preset.test_rows, cell.seed)
+    rows, preset = condition.train_rows or work.preset.train_rows, work.preset
+    data = _data(cell.task, work.source, rows, preset.validation_rows, preset.test_rows, cell.seed)
     manifest = _manifest(work, data)
     parts, distance = _parts(work, data)
     found = {**asdict(cell), "label_distance": round(distance, 4)}
@@ -110,6 +114,7 @@ def _config(work: Work) -> RunConfig:
         update_codec=Codec.FP32,
         local=_local(work),
         seed=work.cell.seed,
+        **work.arm.server,
     )
 
 
@@ -120,16 +125,16 @@ def _local(work: Work) -> LocalTraining:
         learning_rate=work.cell.learning_rate,
         epochs=work.condition.epochs * share,
         batch_size=work.preset.batch_size,
+        **work.condition.local,
     )
 
 
-def _parts(work: Work, data: ClassificationData) -> tuple[Sequence[Rows], float]:
+def _parts(work: Work, data: Data) -> tuple[Sequence[Rows], float]:
     """Rows of each device, and how far their labels are apart."""
     condition = work.condition
     if condition.regime is Regime.CENTRALISED:
         return [data.train], 0.0
-    scheme = Scheme.IID if condition.alpha is None else Scheme.PRIOR_DIRICHLET
-    recipe = Recipe(scheme=scheme, clients=condition.clients, alpha=condition.alpha, seed=work.cell.seed)
+    recipe = Recipe(scheme=condition.scheme, clients=condition.clients, alpha=condition.alpha, seed=work.cell.seed)
     try:
         partition = partition_rows(data.train, recipe)
     except ValueError as error:
@@ -139,13 +144,12 @@ def _parts(work: Work, data: ClassificationData) -> tuple[Sequence[Rows], float]
     return parts, skew.distance_mean
 
 
-def _manifest(work: Work, data: ClassificationData) -> Manifest:
-    task = Task(
-        kind=TaskKind.CLASSIFICATION,
-        max_length=TASKS[work.cell.task].max_length,
-        labels=data.labels,
-        pooling=Pooling.MEAN,
-    )
+def _manifest(work: Work, data: Data) -> Manifest:
+    known = TASKS[work.cell.task]
+    if isinstance(known, ImageTask):
+        task = Task(kind=TaskKind.IMAGE_CLASSIFICATION, labels=data.labels, pooling=Pooling.MEAN)
+    else:
+        task = Task(kind=TaskKind.CLASSIFICATION, max_length=known.max_length, labels=data.labels, pooling=Pooling.MEAN)
     try:
         method = read_method(work.arm.method, work.arm.options)
         return write_manifest(work.model, task, method=method, rank_max=work.arm.rank)
@@ -154,9 +158,12 @@ def _manifest(work: Work, data: ClassificationData) -> Manifest:
 
 
 @lru_cache(maxsize=4)
-def _data(source: str, train: int | None, validation: int, test: int | None, seed: int) -> ClassificationData:
+def _data(task: str, source: str, train: int | None, validation: int, test: int | None, seed: int) -> Data:
     """Many cells share it."""
+    known = TASKS[task]
     try:
+        if isinstance(known, ImageTask):
+            return load_images(source, classes=known.classes, train=train, selection=validation, test=test, seed=seed)
         return load_classification(source, train=train, selection=validation, test=test, seed=seed)
     except DataError as error:
         raise BenchmarkError(str(error)) from error

@@ -8,9 +8,8 @@ states, a materialised prefix on the wire instead of the network that makes it, 
 
 from __future__ import annotations
 
-from benchmarks.command_line import Planned
-from benchmarks.grid.settings import GridSettings
 from benchmarks.studies.claims import Claim
+from benchmarks.studies.cli import study_command
 from benchmarks.studies.design import Arm, Condition, Preset, Regime, Study
 
 __all__ = ["STUDY", "plan"]
@@ -38,46 +37,28 @@ _COLLAPSE = 0.1
 
 
 def _ordered(above: str, below: str) -> Claim:
-    return Claim(
-        what=f"{above} is ahead of {below}", arm=above, condition="alpha 1", over_arm=below, over_condition="alpha 1"
-    )
+    return Claim(what=f"{above} is ahead of {below}", ahead=[(above, "alpha 1")], behind=[(below, "alpha 1")])
 
 
 def _collapses(arm: str) -> Claim:
-    return Claim(
-        what=f"{arm} collapses at alpha 0.1",
-        arm=arm,
-        condition="alpha 1",
-        over_arm=arm,
-        over_condition="alpha 0.1",
-        margin=_COLLAPSE,
-    )
+    what = f"{arm} collapses at alpha 0.1"
+    return Claim(what=what, ahead=[(arm, "alpha 1")], behind=[(arm, "alpha 0.1")], margin=_COLLAPSE)
 
 
 def _keeps(arm: str) -> Claim:
-    return Claim(
-        what=f"{arm} does not collapse at alpha 0.1",
-        arm=arm,
-        condition="alpha 0.1",
-        over_arm=arm,
-        over_condition="alpha 1",
-        margin=-_COLLAPSE,
-    )
+    what = f"{arm} does not collapse at alpha 0.1"
+    return Claim(what=what, ahead=[(arm, "alpha 0.1")], behind=[(arm, "alpha 1")], margin=-_COLLAPSE)
 
 
 def _longer(arm: str, epochs: int) -> Claim:
     more, fewer = f"{epochs} epochs", "alpha 1" if epochs == 2 else f"{epochs - 1} epochs"
-    return Claim(
-        what=f"{arm}: {epochs} local epochs help over {epochs - 1}",
-        arm=arm,
-        condition=more,
-        over_arm=arm,
-        over_condition=fewer,
-    )
+    what = f"{arm}: {epochs} local epochs help over {epochs - 1}"
+    return Claim(what=what, ahead=[(arm, more)], behind=[(arm, fewer)])
 
 
 STUDY = Study(
     name="fedpetuning",
+    question="Full fine-tuning or a part of the model: what is lost, and what is saved on the wire?",
     arms=_ARMS,
     conditions=_CONDITIONS,
     presets={
@@ -134,47 +115,4 @@ STUDY = Study(
 )
 
 
-def plan(
-    *,
-    preset: str = "quick",
-    seed: str = "0",
-    data: str | None = None,
-    model: str | None = None,
-    cells: str | None = None,
-    workers: str = "1",
-    runs: str | None = None,
-    out: str | None = None,
-    plot: str | None = None,
-) -> Planned:
-    """Full fine-tuning or a part of the model: what is lost, and what is saved on the wire?
-
-    Args:
-        preset: quick (one task, one seed), full (hours), paper (for a GPU) or tiny.
-        seed: First seed.
-        data: Folder with a folder per task (sst2, qqp, mrpc, rte, qnli); from the hub if left out.
-        model: Hub id or folder of an encoder; all-MiniLM-L6-v2 if left out.
-        cells: File that finished runs are added to, and that says which need not be run again.
-        workers: Processes, one core each.
-        runs: Most runs to do now; 0 reports what is stored; all that are missing if left out.
-        out: File for the result, as JSON.
-        plot: File for a figure, such as fedpetuning.png.
-    """
-    settings = GridSettings.read(
-        STUDY.presets,
-        preset=preset,
-        seed=seed,
-        data=data,
-        model=model,
-        cells=cells,
-        workers=workers,
-        runs=runs,
-        out=out,
-        plot=plot,
-    )
-
-    def run() -> None:
-        from benchmarks.studies.command import run_study
-
-        run_study(STUDY, settings)
-
-    return Planned(run)
+plan = study_command(STUDY)

@@ -49,5 +49,6 @@ def study_cells(study: Study, preset: Preset, rates: Rates, seeds: Sequence[int]
     """Every arm under every condition, repetition by repetition, where a learning rate is chosen."""
     conditions, arms = preset.conditions or study.conditions, preset.arms or study.arms
     for seed, task, condition, arm in product(seeds, preset.tasks, conditions, arms):
-        if (task, arm) in rates:
+        about = study.conditions[condition].arms
+        if (task, arm) in rates and (about is None or arm in about):
             yield Cell(task=task, arm=arm, condition=condition, learning_rate=rates[task, arm], seed=seed)

@@ -42,7 +42,7 @@ def unchecked(study: Study, preset: Preset, records: Sequence[Record]) -> int:
     about = [
         claim
         for claim in study.claims
-        if {claim.arm, claim.over_arm} <= arms and {claim.condition, claim.over_condition} <= conditions
+        if all(arm in arms and condition in conditions for arm, condition in claim.sides)
     ]
     return sum(claim.check(records).verdict is Verdict.NOT_RUN for claim in about)
 

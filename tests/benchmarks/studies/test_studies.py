@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.command_line import run_command
 from benchmarks.data.tasks import TASKS
+from benchmarks.studies import fedpeft, fedpeptao, fedpetuning
 from benchmarks.studies.claims import Claim, Verdict
 from benchmarks.studies.design import Arm, Cell, Condition, Preset, Study
-from benchmarks.studies.fedpetuning import STUDY
 from benchmarks.studies.plan import chosen_rates, study_cells, tuning_cells
 from benchmarks.studies.plot import plot_study
 from benchmarks.studies.report import tables
@@ -22,10 +22,11 @@ from edge_client.methods import read_method
 PRESET = Preset(tasks=("sst2",), seeds=2, rounds=3, batch_size=8, train_rows=100, validation_rows=10, test_rows=10)
 TOY = Study(
     name="toy",
+    question="Which?",
     arms={"a": Arm(method="lora", learning_rates=(0.1, 0.2)), "b": Arm(method="head", learning_rates=(0.3,))},
     conditions={"mild": Condition(), "harsh": Condition(alpha=0.1)},
     presets={"quick": PRESET},
-    claims=(Claim(what="a beats b", arm="a", condition="mild", over_arm="b", over_condition="mild"),),
+    claims=(Claim(what="a beats b", ahead=[("a", "mild")], behind=[("b", "mild")]),),
 )
 
 
@@ -85,6 +86,21 @@ def test_a_claim_holds_fails_or_stays_open(a, b, margin, verdict):
     assert (found.verdict, found.pairs) == (verdict, 8)
 
 
+def test_a_claim_of_differences_adds_and_subtracts_scores():
+    sides = {("a", "mild"): 0.9, ("a", "harsh"): 0.5, ("b", "mild"): 0.8, ("b", "harsh"): 0.7}
+    records = [
+        record(cell(arm, 0.1, condition, seed), test=score)
+        for (arm, condition), score in sides.items()
+        for seed in range(3)
+    ]
+    loses_more = Claim(
+        what="a loses more", ahead=[("a", "mild"), ("b", "harsh")], behind=[("a", "harsh"), ("b", "mild")]
+    )
+    found = loses_more.check(records)
+    assert found.verdict is Verdict.HOLDS
+    assert found.found.difference == pytest.approx(0.3)
+
+
 def test_a_claim_is_about_pairs_and_one_pair_is_none():
     records = [record(cell("a", 0.1)), record(cell("b", 0.3)), record(cell("b", 0.3, seed=1))]
     assert TOY.claims[0].check(records).verdict is Verdict.NOT_RUN
@@ -100,7 +116,7 @@ def test_tables_and_figure_are_made_of_what_there_is(tmp_path):
     assert (tmp_path / "toy.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("study", [STUDY], ids=lambda study: study.name)
+@pytest.mark.parametrize("study", [fedpetuning.STUDY, fedpeft.STUDY, fedpeptao.STUDY], ids=lambda study: study.name)
 def test_a_study_names_only_what_there_is(study):
     for preset in study.presets.values():
         assert set(preset.tasks) <= set(TASKS)
@@ -109,8 +125,9 @@ def test_a_study_names_only_what_there_is(study):
     for arm in study.arms.values():
         assert read_method(arm.method, arm.options).name == arm.method
     for claim in study.claims:
-        assert {claim.arm, claim.over_arm} <= set(study.arms)
-        assert {claim.condition, claim.over_condition} <= set(study.conditions)
+        assert len(claim.ahead) == len(claim.behind)
+        for arm, condition in claim.sides:
+            assert arm in (study.conditions[condition].arms or study.arms)
 
 
 @pytest.fixture
