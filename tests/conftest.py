@@ -42,10 +42,18 @@ def _save_tokenizer(folder: Path, *, pairs: bool) -> None:
     fast.save_pretrained(folder)
 
 
+def _save_model(folder: Path, architecture: Callable[..., Any], config: Any) -> None:
+    """A model of this architecture, with the same random weights each time."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        architecture(config).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT with biases, whose widths 48 and 80 are not divisible by 64."""
-    import torch
     import transformers
 
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
@@ -58,9 +66,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertModel(config).save_pretrained(folder)
+    _save_model(folder, transformers.BertModel, config)
     _save_tokenizer(folder, pairs=True)
     return folder
 
@@ -68,7 +74,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama without biases or a padding token."""
-    import torch
     import transformers
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
@@ -83,9 +88,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=2,
         eos_token_id=3,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    _save_model(folder, transformers.LlamaForCausalLM, config)
     _save_tokenizer(folder, pairs=False)
     return folder
 
@@ -93,16 +96,13 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer GPT-2: ``Conv1D`` layers with biases, and an output embedding that is the input's."""
-    import torch
     import transformers
 
     folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     config = transformers.GPT2Config(
         vocab_size=64, n_embd=48, n_layer=2, n_head=4, n_inner=80, n_positions=64, bos_token_id=2, eos_token_id=3
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    _save_model(folder, transformers.GPT2LMHeadModel, config)
     _save_tokenizer(folder, pairs=False)
     return folder
 
@@ -110,7 +110,6 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-block ViT on four patches of 4 × 4 pixels and a class token, with the image processor of a checkpoint."""
-    import torch
     import transformers
 
     folder = tmp_path_factory.mktemp("models") / "tiny-vit"
@@ -122,9 +121,7 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=8,
         patch_size=4,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.ViTModel(config).save_pretrained(folder)
+    _save_model(folder, transformers.ViTModel, config)
     transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
     return folder
 
