@@ -110,7 +110,7 @@ class Commands:
             pooling: How token states become one vector: model, mean or cls.
             template: Text with {column} places that makes the prompt (causal-lm).
             rank_max: Highest rank a device may train.
-            method: How to tune: lora or head.
+            method: How to tune: full, head, bitfit, lora, adapter, prefix, prompt or vpt.
             target_modules: Suffixes of the layers that lora tunes, separated by commas; all linear ones if empty.
             method_options: Other settings of the method, as a JSON object.
             json: Print the result as JSON.
@@ -177,7 +177,7 @@ class Commands:
             model: Hub id or folder of the base model.
             data: Training data: a JSONL or CSV file, or a folder or hub data set.
             eval_data: Evaluation data.
-            rank: LoRA rank of this device; the run's default if not given.
+            rank: LoRA rank, or adapter width, of this device; the run's default if not given.
             lora_alpha: PEFT's lora_alpha.
             use_rslora: Scale by alpha/sqrt(rank).
             quantization: nf4, int8, bf16 or fp32.

@@ -50,12 +50,16 @@ class EdgeClient:
     What it has trained but not yet delivered survives a crash: make a client with the same ticket, or the same
     ``state_dir``, and it goes on.
 
+    What is tuned is the run's to say, not the device's: ``full``, ``head``, ``bitfit``, ``lora``, ``adapter``,
+    ``prefix``, ``prompt`` or ``vpt`` (``edge_client/methods/README.md`` tells which goes with which model). The device
+    says at which rank, or adapter width, and how it holds the base.
+
     Args:
         ticket: The operator's ticket, or the path of its file.
         model: Base model of the built-in trainer: hub id or folder.
         data: Its training data: a ``datasets.Dataset``, a list of dicts, a JSONL or CSV path, a torch ``Dataset``.
         eval_data: Its evaluation data; None: the trainer decides.
-        rank: LoRA rank of this device; None: the run's default.
+        rank: LoRA rank, or adapter width, of this device; None: the run's default.
         lora_alpha: PEFT's ``lora_alpha``; None: the trainer's default.
         use_rslora: Scaling ``α/√r`` instead of ``α/r``.
         quantization: How to hold the base: ``nf4``, ``int8``, ``bf16`` or ``fp32``.

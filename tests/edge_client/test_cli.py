@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import edge_client
-from edge_client.cli import main
+from edge_client.cli import Commands, main
+from protocol.manifest import Manifest
 
 
 def run(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -108,3 +109,22 @@ def test_leave_removes_the_state_but_not_updates_that_are_not_delivered(capsys, 
     assert "not delivered" in capsys.readouterr().err
     assert main(["leave", f"--state-dir={one.folder}", "--force"]) == 0
     assert not one.folder.exists()
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_manifest_describes_a_run_of_the_method_named(tiny_bert, tmp_path, method):
+    out = tmp_path / "m.json"
+    assert main(["manifest", str(tiny_bert), "classification", str(out), "--labels=no,yes", f"--method={method}"]) == 0
+    assert Manifest.from_json(out.read_bytes()).method == method
+
+
+def test_a_method_that_the_model_cannot_take_exits_2_and_says_why(tiny_llama, tmp_path, capsys):
+    assert main(["manifest", str(tiny_llama), "causal-lm", str(tmp_path / "m.json"), "--method=bitfit"]) == 2
+    assert "LlamaForCausalLM has no biases" in capsys.readouterr().err
+
+
+def test_help_and_documentation_name_every_method():
+    from edge_client.methods import METHODS
+
+    for text in (Commands.manifest.__doc__, edge_client.EdgeClient.__doc__):
+        assert {name for name in METHODS if name not in text} == set()

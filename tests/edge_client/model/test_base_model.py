@@ -1,6 +1,7 @@
 """What a device holds: the precision asked for, heads left alone, and weights that survive an evaluation."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
@@ -23,7 +24,8 @@ from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.quiet import quiet_forward
 from edge_client.model.task_model import TaskModel
-from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
+from protocol.initializers import Distribution, Initializer
+from protocol.manifest import DenseTensor, Manifest, Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
 
 EMBEDDING = Task(kind=TaskKind.EMBEDDING, pooling=Pooling.MEAN, max_length=16)
@@ -103,6 +105,23 @@ def test_a_head_is_never_quantised(tiny_bert, tiny_llama, quantization):
     assert type(llama.score) is torch.nn.Linear
     language = load(tiny_llama, write_manifest(tiny_llama, LANGUAGE), quantization)
     assert type(language.lm_head) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("trained", "few"),
+    [
+        ("encoder.layer.0.output.dense.bias", 12),
+        ("encoder.layer.0.output.dense.weight", 11),
+        ("encoder.layer.0.output.LayerNorm.weight", 12),
+        ("of_the_model_itself", 12),
+    ],
+)
+def test_only_linear_layers_whose_weights_are_trained_stay_unquantised(tiny_bert, trained, few):
+    """The quantiser leaves alone all that ends with a name it is given; the whole model's, which is empty, ends all."""
+    written = write_manifest(tiny_bert, EMBEDDING)
+    tensor = DenseTensor(name=trained, shape=(48,), initializer=Initializer(distribution=Distribution.ZEROS))
+    model = load(tiny_bert, replace(written, low_rank=(), dense=(tensor,)), Quantization.NF4)
+    assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules()) == few
 
 
 def test_loading_is_silent_and_leaves_logging_as_it_was(tiny_bert, capfd):
