@@ -197,7 +197,7 @@ def test_blocks_that_nobody_trains_stay_where_they_are(manifest: Manifest, folde
 
 
 def test_devices_that_do_nothing_leave_every_block_at_zero(play: Play) -> None:
-    assert not any(value.any() for value in play(devices(rate=0.0), rounds=10).values())
+    assert not any(value.any() for value in play(devices(rate=0.0)[::2], rounds=10).values())
 
 
 def test_identical_wide_devices_make_of_every_block_what_one_of_them_would(play: Play) -> None:
