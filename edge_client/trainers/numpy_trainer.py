@@ -6,6 +6,7 @@ its own, by preconditioned gradient steps (ScaledGD) on the factors it was hande
     B̂ ← B̂ − η·E·Aᵀ(AAᵀ + εI)⁻¹,   A ← A − η·(B̂ᵀB̂ + εI)⁻¹B̂ᵀE,   E = B̂A + (frozen residual) − W_i.
 
 Nothing dense is formed: a step costs ``O((m+n)·r²)``. Dense tensors move a share ``η`` of the way to their target.
+Asked to probe, a client scores a layer by its loss there, and would keep the layers above the mean.
 With FedProx's ``μ`` every step is followed by the proximal map of ``μ/2·‖w − w₀‖²``, ``w ← (w + ημ·w₀)/(1 + ημ)``, for
 ``w`` each of ``B̂``, ``A`` and the dense tensors: the minimum is the same as by its gradient, and no ``μ`` overshoots.
 
@@ -25,8 +26,9 @@ from edge_client.errors import AggregatorError, ConfigError
 from edge_client.trainer import Cancelled, LocalResult, Progress, TrainerInfo
 from protocol.assignment import Assignment, AssignmentKind
 from protocol.initializers import fresh_rows
-from protocol.manifest import LowRankModule, Manifest, Quantization
+from protocol.manifest import LowRankModule, Manifest, Quantization, layer_of
 from protocol.payload import AdapterTensors, Factor, Layout
+from protocol.probes import LayerReport, Probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,15 +132,15 @@ class NumpyTrainer:
         Raises:
             Cancelled: ``cancelled()`` came true between two steps.
             ConfigError: Called before :meth:`info`.
-            AggregatorError: Asked for a probe.
+            AggregatorError: Asked for a probe that it does not know.
         """
         if self._manifest is None:
             raise ConfigError("run() came before info(manifest)")
-        if assignment.kind is AssignmentKind.PROBE:
-            raise AggregatorError(f"asked for the probe {assignment.probe!r}, which this trainer does not know")
         layout, active = Layout.of(self._manifest), assignment.update_layout(self._manifest)
         problems = {m.name: self._problem(layout, m, handout, assignment.rank) for m in layout.low_rank}
         offsets = {name: value.astype(np.float64) for name, value in handout.dense.items()}
+        if assignment.kind is AssignmentKind.PROBE:
+            return self._probe(assignment.probe, self._manifest, problems, offsets)
         if assignment.kind is AssignmentKind.TRAIN:
             rate = self._rate * assignment.local.learning_rate_scale
             steps = _DEFAULT_STEPS if assignment.local.max_steps is None else assignment.local.max_steps
@@ -191,6 +193,26 @@ class NumpyTrainer:
         b, a = (factor.astype(np.float64) for factor in layout.factors(handout.slots, module.name))
         left, right = self.target(module)
         return _Problem(b[:, :rank], a[:rank], np.hstack([b[:, rank:], -left]), np.vstack([a[rank:], right]))
+
+    def _probe(
+        self,
+        probe: str | None,
+        manifest: Manifest,
+        problems: dict[str, _Problem],
+        offsets: dict[str, NDArray[np.float64]],
+    ) -> LocalResult:
+        if probe not in list(Probe):
+            raise AggregatorError(f"asked for the probe {probe!r}, which this trainer does not know")
+        scores = np.zeros(max(manifest.layers, default=-1) + 1)
+        for layer in manifest.layers:
+            names = {name for name in manifest.names if layer_of(name) == layer}
+            scores[layer] = self._loss(
+                {name: problem for name, problem in problems.items() if name in names},
+                {name: value for name, value in offsets.items() if name in names},
+            )
+        share = float(np.mean(scores > scores.mean())) if probe == Probe.KEPT_LAYERS else None
+        report = LayerReport(scores=tuple(map(float, scores)), kept_share=share)
+        return LocalResult(update=None, num_examples=self._num_examples, metrics=report.metrics)
 
     def _loss(self, problems: dict[str, _Problem], offsets: dict[str, NDArray[np.float64]]) -> float:
         dense = sum(

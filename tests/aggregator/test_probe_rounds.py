@@ -172,6 +172,7 @@ def test_an_answer_to_what_is_not_yours_or_over_is_refused(probing):
         ({"probe_round": None}, "kept_layers goes with probe_round"),
         ({"mode": Mode.ASYNC}, "probe_round is for mode sync"),
         ({"local": LocalTraining(noise_multiplier=1.0)}, "has no noise"),
+        ({"server_noise_multiplier": 1.0}, "tell of devices without noise"),
     ],
 )
 def test_settings_that_cannot_be_run_are_told(probing, deep, settings, told):

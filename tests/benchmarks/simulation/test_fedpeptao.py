@@ -1,6 +1,10 @@
 """FedPepTAO whole, on a tiny model: prefixes, a round of probes, partial prompts, controlled momentum."""
 
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +13,15 @@ from aggregator.config import RunConfig
 from aggregator.optimizers import OptimizerName
 from aggregator.rounds.layers import selected_layers
 from benchmarks.simulation import SimulatedRun
+from benchmarks.simulation.manifests import toy_manifest
 from edge_client.methods.prefix import Prefix
 from edge_client.model.manifest_writer import write_manifest
+from edge_client.trainers.numpy_trainer import NumpyTrainer
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.assignment import LocalTraining
 from protocol.codecs import Codec
-from protocol.manifest import Pooling, Quantization, Task, TaskKind
+from protocol.manifest import DenseTensor, Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
 
 TASK = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), pooling=Pooling.MEAN, max_length=16)
@@ -72,3 +78,53 @@ def test_what_is_not_selected_rests_from_then_on(finished):
     for name in manifest.names:
         changed = [not np.array_equal(before[name], after[name]) for before, after in pairwise(offsets)]
         assert changed == [True, False, name in active, name in active], name
+
+
+DEEP = replace(
+    toy_manifest(rank_max=1),
+    low_rank=(),
+    dense=tuple(DenseTensor(name=name, shape=(4, 3)) for name in ("head", *(f"prefix.{layer}" for layer in range(4)))),
+)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts runs of four devices; the second round is one of probes."""
+    memory = Path("/dev/shm")
+    config = RunConfig(
+        run="test",
+        rounds=5,
+        cohort_size=4,
+        default_rank=1,
+        server_optimizer=OptimizerName.CONTROLLED_MOMENTUM,
+        server_population=4,
+        probe_round=2,
+    )
+    with ExitStack() as stack:
+
+        def started():
+            root = memory if memory.is_dir() else tmp_path
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
+            devices = [NumpyTrainer(seed=n + 1, num_examples=10 * (n + 1)) for n in range(4)]
+            return stack.enter_context(SimulatedRun(folder, config, DEEP, devices))
+
+        yield started
+
+
+def test_broken_off_and_restarted_at_any_step_it_selects_the_same_and_ends_in_the_same_bytes(start):
+    whole = start()
+    whole.until_finished()
+    selection = selected_layers(whole.journal, 2)
+    assert 0 < len(selection.layers) < 4
+    rounds = set()
+    for steps in range(5, 50, 9):
+        broken = start()
+        for _ in range(steps):
+            broken.step()
+        rounds.add(broken.federation.round.number)
+        broken.stop_aggregator()
+        broken.start_aggregator()
+        broken.until_finished()
+        assert selected_layers(broken.journal, 2) == selection
+        assert broken.federation.version == whole.federation.version
+    assert {1, 2, 3} <= rounds

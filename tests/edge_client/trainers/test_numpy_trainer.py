@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from protocol.assignment import AssignmentKind
 from protocol.initializers import Distribution, Initializer
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 from protocol.payload import AdapterTensors, Factor, Layout
+from protocol.probes import LayerReport, Probe
 
 
 @pytest.fixture
@@ -134,9 +137,20 @@ def test_cancelling_stops_between_two_steps(manifest, assign, handout):
     assert [p.step for p in seen] == [1, 2, 3]
 
 
-def test_a_probe_is_refused(manifest, assign, handout):
+def test_an_unknown_probe_is_refused(manifest, assign, handout):
     with pytest.raises(AggregatorError, match="probe"):
         run(ready(manifest), assign(4, kind=AssignmentKind.PROBE), handout(manifest, 4))
+
+
+def test_a_layer_scores_by_what_is_left_to_learn_in_it(manifest, assign, handout):
+    prefixes = tuple(DenseTensor(name=f"prefix.{layer}", shape=(2, 3)) for layer in (0, 2))
+    deep = replace(manifest, low_rank=(), dense=prefixes)
+    given = replace(assign(4, kind=AssignmentKind.PROBE), probe=Probe.KEPT_LAYERS)
+    adapter = handout(deep, 4, size=5.0)
+    adapter.dense["prefix.2"][:] = 0.0
+    found = LayerReport.of_metrics(Probe.KEPT_LAYERS, 3, run(ready(deep), given, adapter).metrics)
+    assert found.scores[0] > found.scores[2] > found.scores[1] == 0.0
+    assert found.kept_share == pytest.approx(1 / 3)
 
 
 def test_install_keeps_what_was_installed(manifest, handout):
