@@ -103,11 +103,11 @@ class Commands:
 
         Args:
             model: Hub id or folder of the base model.
-            task: classification, regression, embedding or causal-lm.
+            task: classification, regression, embedding, causal-lm or image-classification.
             out: File to write.
-            labels: Label names in the order of their index, separated by commas (classification).
+            labels: Label names in the order of their index, separated by commas (both classifications).
             max_length: Tokens after which a text is cut.
-            pooling: How token states become one vector: model, mean or cls.
+            pooling: How the states of tokens or patches become one vector: model, mean or cls.
             template: Text with {column} places that makes the prompt (causal-lm).
             rank_max: Highest rank a device may train.
             method: How to tune: full, head, bitfit, lora, adapter, prefix, prompt or vpt.
@@ -175,7 +175,7 @@ class Commands:
         Args:
             ticket: The operator's ticket file.
             model: Hub id or folder of the base model.
-            data: Training data: a JSONL or CSV file, or a folder or hub data set.
+            data: Training data: a JSONL, CSV or NPZ file, a folder of such files or of pictures, or a hub data set.
             eval_data: Evaluation data.
             rank: LoRA rank, or adapter width, of this device; the run's default if not given.
             lora_alpha: PEFT's lora_alpha.

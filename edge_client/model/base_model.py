@@ -113,7 +113,7 @@ def load_image_processor(checkpoint: Checkpoint) -> BaseImageProcessor:
                 checkpoint.folder, backend="pil", trust_remote_code=False
             )
     except ImportError as error:
-        raise ConfigError(f"a task on images needs Pillow ({error}): pip install 'tributary-fl[vision]'") from error
+        raise ConfigError("a task on images needs Pillow: pip install 'tributary-fl[vision]'") from error
     except (OSError, ValueError, KeyError) as error:
         raise BaseModelError(f"{checkpoint.name}: its image processor cannot be loaded ({error})") from error
     return processor
