@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Self
 
 from protocol import limits
@@ -42,7 +41,7 @@ class ExportedAdapter:
             LocalProtocolError: A tensor is missing or misshapen, or a value is not finite.
         """
         adapter = Layout.of(self.manifest).encode(self.tensors, Codec.FP32)
-        return MappingProxyType({MANIFEST_FILE: self.manifest.to_json() + b"\n", ADAPTER_FILE: adapter})
+        return {MANIFEST_FILE: self.manifest.to_json() + b"\n", ADAPTER_FILE: adapter}
 
     @classmethod
     def of_files(cls, files: Mapping[str, bytes]) -> Self:

@@ -49,21 +49,14 @@ def state_from_exported(exported: ExportedAdapter, manifest: Manifest) -> Global
     """
     if faults := list(_faults(exported.manifest, manifest)):
         raise MergeError("the exported run does not fit this run: " + "; ".join(faults))
-    layout, initial = Layout.of(exported.manifest), {tensor.name: _initial(tensor) for tensor in manifest.dense}
-    return GlobalState.zeros(manifest).add(
-        Increment(
-            low_rank={
-                module.name: Factors(
-                    *(f.astype(np.float64) for f in layout.factors(exported.tensors.slots, module.name))
-                )
-                for module in layout.low_rank
-            },
-            dense={
-                tensor.name: _initial(tensor) + exported.tensors.dense[tensor.name] - initial[tensor.name]
-                for tensor in layout.dense
-            },
-        )
-    )
+    layout, tensors = Layout.of(exported.manifest), exported.tensors
+    initial = {tensor.name: _initial(tensor) for tensor in manifest.dense}
+    low_rank = {}
+    for module in layout.low_rank:
+        b, a = layout.factors(tensors.slots, module.name)
+        low_rank[module.name] = Factors(b.astype(np.float64), a.astype(np.float64))
+    dense = {t.name: _initial(t) + tensors.dense[t.name] - initial[t.name] for t in layout.dense}
+    return GlobalState.zeros(manifest).add(Increment(low_rank=low_rank, dense=dense))
 
 
 def _initial(tensor: DenseTensor) -> NDArray[np.float64]:
