@@ -1,5 +1,9 @@
 """BitFit: biases alone are trained, in fp32, and the weights beside them stay as they are held."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.errors import ConfigError
 from edge_client.methods.bitfit import BitFit
 from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.model import base_model
 from edge_client.model.base_model import load_backbone, switch_off_dropout
 from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.cpu_nf4 import dequantise
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.quiet import quiet_forward
 from edge_client.model.task_model import TaskModel
@@ -28,6 +34,26 @@ KINDS = {
     Quantization.BF16: (nn.Linear, Conv1D),
     Quantization.FP32: (nn.Linear, Conv1D),
 }
+
+
+@pytest.fixture(scope="module")
+def biased(request, tmp_path_factory) -> Callable[[str], Path]:
+    """A tiny model whose biases are not zero, unlike those of a fresh one."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        source, folder = request.getfixturevalue(family), tmp_path_factory.mktemp("biased")
+        architecture = transformers.GPT2LMHeadModel if family == "tiny_gpt2" else transformers.BertModel
+        model, generator = architecture.from_pretrained(source), torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((source / name).read_bytes())
+        return folder
+
+    return make
 
 
 def load(folder, manifest, quantization, compute_dtype=torch.float32):
@@ -73,10 +99,10 @@ def test_a_model_without_biases_is_refused(tiny_llama):
 )
 @pytest.mark.parametrize(("family", "task"), [("tiny_bert", LABELS), ("tiny_gpt2", LANGUAGE)])
 def test_only_biases_change_and_weights_stay_as_they_are_held(
-    request, family, task, quantization, compute_dtype, handout
+    biased, family, task, quantization, compute_dtype, handout
 ):
     """Over an evaluation and two steps, with hand-outs that are not zero."""
-    folder = request.getfixturevalue(family)
+    folder = biased(family)
     manifest, plain = write_manifest(folder, task, method=BitFit()), write_manifest(folder, task, method=Lora())
     model = load(folder, manifest, quantization, compute_dtype)
     tuner, layout = BitFit().tuner(model, manifest, LoraSettings()), Layout.of(manifest)
@@ -104,12 +130,24 @@ def test_only_biases_change_and_weights_stay_as_they_are_held(
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
 
 
+def test_bitsandbytes_own_forward_pass_leaves_the_biases_in_fp32(tiny_bert, handout, monkeypatch):
+    """As on a GPU, where 4-bit layers keep it: it turns a bias that it holds into the dtype that it multiplies in."""
+    monkeypatch.setattr(base_model, "mend_cpu_nf4", lambda model: None)
+    manifest = write_manifest(tiny_bert, LABELS, method=BitFit())
+    model = load(tiny_bert, manifest, Quantization.NF4, torch.bfloat16)
+    parameters = BitFit().tuner(model, manifest, LoraSettings()).load(handout(manifest, 1), 1, Layout.of(manifest))
+    (model.train().logits(BATCH) ** 2).mean().backward()
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
+    assert all(parameter.grad.any() for parameter in parameters)
+
+
 @pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.INT8, Quantization.BF16])
 @pytest.mark.parametrize(("family", "task"), [("tiny_bert", LABELS), ("tiny_gpt2", LANGUAGE)])
 def test_output_and_gradients_are_those_of_an_fp32_model_with_the_held_weights(
-    request, family, task, quantization, handout
+    biased, family, task, quantization, handout
 ):
-    folder = request.getfixturevalue(family)
+    folder = biased(family)
     manifest = write_manifest(folder, task, method=BitFit())
     layout, given = Layout.of(manifest), handout(manifest, 1, size=0.1)
     found, expected = load(folder, manifest, quantization), load(folder, manifest, Quantization.FP32)
@@ -129,8 +167,6 @@ def test_output_and_gradients_are_those_of_an_fp32_model_with_the_held_weights(
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Gives an fp32 model the values that one in fewer bits computes with."""
-    from edge_client.model.cpu_nf4 import dequantise
-
     for name, module in target.named_modules():
         held = source.get_submodule(name)
         if isinstance(held, Linear4bit):
@@ -145,10 +181,10 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         module.weight.data = weight.T.contiguous() if turned else weight
 
 
-def test_zero_offsets_leave_the_model_as_it_was(tiny_bert, handout):
-    manifest = write_manifest(tiny_bert, LABELS, method=BitFit())
+def test_zero_offsets_leave_the_model_as_it_was(biased, handout):
+    manifest = write_manifest(biased("tiny_bert"), LABELS, method=BitFit())
     for quantization in Quantization:
-        model = load(tiny_bert, manifest, quantization).eval()
+        model = load(biased("tiny_bert"), manifest, quantization).eval()
         with torch.no_grad(), quiet_forward():
             before = model.pooled(BATCH)
             BitFit().tuner(model, manifest, LoraSettings()).load(handout(manifest, 1), 1, Layout.of(manifest))

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from edge_client.methods.bitfit import BitFit
+from edge_client.methods.full import Full
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
@@ -48,6 +50,19 @@ def test_devices_that_share_a_base_give_the_bits_of_devices_that_do_not(request,
     base = SharedBase(BaseSettings(model=folder, **held))
     shared = [TorchTrainer.sharing(base, rows(i), **device) for i, device in enumerate(DEVICES)]
     alone = [TorchTrainer(folder, rows(i), **held, **device) for i, device in enumerate(DEVICES)]
+    ours, theirs = (run_rounds(trainers, manifest, assign, handout) for trainers in (shared, alone))
+    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("method", "quantization"), [(BitFit(), "nf4"), (Full(), "fp32"), (Full(), "bf16")])
+def test_devices_that_train_the_bases_own_tensors_do_not_see_each_others(
+    tiny_bert, method, quantization, assign, handout
+):
+    manifest = write_manifest(tiny_bert, POOLED, method=method, rank_max=8)
+    held = {"quantization": Quantization(quantization), "device": "cpu"}
+    base = SharedBase(BaseSettings(model=tiny_bert, **held))
+    shared = [TorchTrainer.sharing(base, rows(i), **device) for i, device in enumerate(DEVICES)]
+    alone = [TorchTrainer(tiny_bert, rows(i), **held, **device) for i, device in enumerate(DEVICES)]
     ours, theirs = (run_rounds(trainers, manifest, assign, handout) for trainers in (shared, alone))
     assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
