@@ -43,7 +43,7 @@ class Controls:
     """
 
     devices: Mapping[str, Control]
-    """By SHA-256 of the device's key, hex."""
+    """By SHA-256 of the device's key, hex, in the order of these: sums go in it."""
 
     def tensors(self) -> Tensors:
         """What is stored, by name."""
@@ -119,12 +119,15 @@ class ControlVariates:
         weights |= {device: float(member.update.num_examples) for device, member in members.items()}
         gradients = {device: dict(control.gradients) for device, control in controls.devices.items()}
         corrected = {}
-        for tensor in (t for t in round.manifest.dense if any(t.name in m.names for m in members.values())):
-            name, changes = tensor.name, list(round.cohort.changes(tensor))
-            known = {device: found[name] for device, found in sorted(gradients.items()) if name in found}
-            mean = self._mean(known, weights, known.keys() | {_device(update) for update, _ in changes})
+        for tensor in round.manifest.dense:
+            name = tensor.name
+            trained = {device for device, member in members.items() if name in member.names}
+            if not trained:
+                continue
+            known = {device: found[name] for device, found in gradients.items() if name in found}
+            mean = self._mean(known, weights, known.keys() | trained)
             total = np.zeros(tensor.shape)
-            for update, value in changes:
+            for update, value in round.cohort.changes(tensor):
                 device, length = _device(update), update.step_length
                 total += round.cohort.weight(update) * length * (mean - known.get(device, 0.0))
                 if length > 0:

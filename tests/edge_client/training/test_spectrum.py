@@ -87,6 +87,7 @@ def test_few_distinct_eigenvalues_end_it_early() -> None:
         ([0.05, 0.15, 0.55, 2.0], [0.004, 0.1, 0.196, 0.7], 0.896),  # stops before the step at 0.5
         ([0.11, 0.17, 2.0], [0.3, 0.4, 0.3], 0.3),  # no half gone at 0.1; at 0.2 it is, and then nothing goes
         ([0.01, 0.11, 2.0], [0.6, 0.1, 0.3], 0.4),  # half gone at 0.1, 0.05, …: steps of 0.00625 end before 0.11
+        ([0.25, 2.0], [0.2, 0.8], 0.8),  # two quiet steps are not three
         ([-3.0, -1.0], [0.5, 0.5], 0.0),
     ],
 )
