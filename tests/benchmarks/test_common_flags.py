@@ -1,7 +1,6 @@
 """Every benchmark refuses the flags that all have in common in the same words."""
 
 from importlib import import_module
-from inspect import signature
 
 import pytest
 
@@ -38,10 +37,7 @@ def test_all_faults_are_told_together(benchmark: str) -> None:
         planned(benchmark, preset="x", seed="y", out="no/such/folder/o.json")
 
 
-DRAWING = [name for name in BENCHMARKS if "plot" in signature(import_module(BENCHMARKS[name]).plan).parameters]
-
-
-@pytest.mark.parametrize("benchmark", DRAWING)
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"quickstart"}))  # which draws none
 def test_a_figure_is_drawn_into_a_folder_that_there_is(benchmark: str) -> None:
     with pytest.raises(UsageError, match="--plot: there is no folder"):
         planned(benchmark, plot="no/such/folder/o.png")
