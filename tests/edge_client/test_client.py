@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import stat
 import threading
+from dataclasses import replace
 
 import pytest
 
 from edge_client import ConfigError, EdgeClient, EdgeClientError, NotEnrolledError, Phase, TicketError
+from edge_client.errors import PrivacyError
 from edge_client.trainers.numpy_trainer import NumpyTrainer
+from protocol.assignment import LocalTraining
+from protocol.messages import Ready
+from protocol.messages import Task as TaskMessage
 
 
 class SlowTrainer(NumpyTrainer):
@@ -155,3 +160,44 @@ def test_the_default_folder_is_the_users_and_keyed_by_ticket(loopback, tmp_path,
     }
     assert len(folders) == 2
     assert {folder.parent for folder in folders} == {tmp_path / "tributary"}
+
+
+class PrivateTrainer(NumpyTrainer):
+    """Says that it trains privately; there is no data that could need it."""
+
+    def info(self, manifest):
+        return replace(super().info(manifest), private=True)
+
+
+def test_an_app_sees_what_private_rounds_have_cost_after_a_restart_too(loopback, tmp_path):
+    def ask_for_noise(message):
+        if not isinstance(message, Ready) or server.aggregator.round > rounds:
+            return None
+        local = LocalTraining(noise_multiplier=1.0, batch_size=10)
+        return TaskMessage(q=message.q, payload=replace(server.aggregator.assignment, local=local).to_json())
+
+    rounds, server = 1, loopback(rounds=2, intercept=ask_for_noise)
+    client = make_client(
+        server, tmp_path / "s", PrivateTrainer(seed=1), epsilon_max=50.0, on_round=lambda _: client.stop()
+    )
+    assert client.status.epsilon is None
+    first = client.run()
+    assert 0 < first.epsilon == client.status.epsilon < 50
+    assert first.delta == client.status.delta == 1e-5
+    rounds = 2
+    second = make_client(server, tmp_path / "s", PrivateTrainer(seed=1)).run()
+    assert second.finished
+    assert second.epsilon > first.epsilon
+
+
+def test_a_device_with_a_budget_of_its_own_trains_with_noise_or_not_at_all(loopback, tmp_path):
+    server = loopback(rounds=1)
+    with pytest.raises(PrivacyError, match="without noise"):
+        make_client(server, tmp_path / "s", PrivateTrainer(seed=1), epsilon_max=1.0).run()
+    assert not server.aggregator.durable
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, float("nan"), float("inf"), "3"])
+def test_a_budget_that_is_none_is_named(loopback, tmp_path, budget):
+    with pytest.raises(ConfigError, match="epsilon_max: expected a number above 0"):
+        make_client(loopback(), tmp_path / "s", epsilon_max=budget)
