@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["TASKS", "ImageTask", "TextTask", "source_of"]
+__all__ = ["PRETRAINING", "TASKS", "ImageTask", "TextTask", "source_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,11 @@ class ImageTask:
     """Which."""
 
 
+_CIFAR10 = "uoft-cs/cifar10"
+PRETRAINING = ImageTask(
+    hub=_CIFAR10, metric="accuracy", folder="images", classes=("airplane", "automobile", "bird", "cat", "deer")
+)
+"""The half of CIFAR-10's classes that a small vision transformer is pretrained on, to be tuned for the others."""
 TASKS: Mapping[str, TextTask | ImageTask] = MappingProxyType(
     {
         "agnews": TextTask(hub="fancyzhx/ag_news", metric="accuracy", max_length=48),
@@ -44,7 +49,7 @@ TASKS: Mapping[str, TextTask | ImageTask] = MappingProxyType(
         "qnli": TextTask(hub="nyu-mll/glue:qnli", metric="accuracy", max_length=64),
         "qqp": TextTask(hub="nyu-mll/glue:qqp", metric="accuracy", max_length=48),
         "cifar10": ImageTask(
-            hub="uoft-cs/cifar10",
+            hub=_CIFAR10,
             metric="accuracy",
             folder="images",
             classes=("dog", "frog", "horse", "ship", "truck"),

@@ -47,7 +47,7 @@ def study_command(study: Study) -> Callable[..., Planned]:
         return Planned(run)
 
     tasks = ", ".join(sorted({task for preset in study.presets.values() for task in preset.tasks}))
-    base = "a small ViT, pretrained here first" if study.vision else "all-MiniLM-L6-v2"
+    base = "a small ViT, which is pretrained first and kept beside the cells" if study.vision else "all-MiniLM-L6-v2"
     plan.__doc__ = f"""{study.question}
 
     Args:

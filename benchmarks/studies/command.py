@@ -19,6 +19,7 @@ from benchmarks.studies.experiment import Work, run_work
 from benchmarks.studies.plan import chosen_rates, study_cells, tuning_cells
 from benchmarks.studies.plot import plot_study
 from benchmarks.studies.report import rows, tables, unchecked
+from benchmarks.vision.base import vision_base
 
 __all__ = ["run_study"]
 
@@ -38,7 +39,7 @@ class _Run:
     def __init__(self, study: Study, settings: GridSettings) -> None:
         self._study, self._settings = study, settings
         self._preset, self._stages = study.presets[settings.preset_name], Stages()
-        self._model, self._stored = model_or_minilm(settings.model), CellFile(settings.cells, Cell)
+        self._model, self._stored = self._base_model(), CellFile(settings.cells, Cell)
         self._left = settings.runs
 
     def run(self) -> None:
@@ -58,6 +59,13 @@ class _Run:
         packages = ("numpy", "torch", "transformers", "peft")
         got = {"claims_unchecked": unchecked(study, preset, records)}
         conclude(study.name, settings.flags(), seeds, got, rows(study, records), settings.out, packages=packages)
+
+    def _base_model(self) -> str:
+        settings = self._settings
+        if settings.model is not None or not self._study.vision:
+            return model_or_minilm(settings.model)
+        folder = Path.cwd() if settings.cells is None else settings.cells.parent
+        return vision_base(settings.data, folder, seed=settings.seed, say=self._stages.say)
 
     def _run_missing(self, what: str, cells: Sequence[Cell]) -> None:
         missing = self._stored.missing(cells, self._conditions)

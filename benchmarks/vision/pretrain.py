@@ -31,12 +31,7 @@ from protocol.manifest import Pooling, Task, TaskKind
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
-__all__ = ["FEDERATED_CLASSES", "PRETRAINING_CLASSES", "Epoch", "Pretrained", "Pretraining", "pretrain"]
-
-PRETRAINING_CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
-"""The half of CIFAR-10's classes that the base model sees."""
-FEDERATED_CLASSES = ("dog", "frog", "horse", "ship", "truck")
-"""The half that studies tune it for."""
+__all__ = ["Epoch", "Pretrained", "Pretraining", "pretrain"]
 
 _EVALUATION_BATCH = 250
 
