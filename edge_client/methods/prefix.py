@@ -244,12 +244,14 @@ def _split(active: Layout) -> tuple[list[int], list[str]]:
 
 
 def _check_attention(config: PretrainedConfig) -> None:
-    """Refuses layers that have no keys and values, or not all of one shape."""
+    """Refuses layers without keys and values, and those whose shape differs, is latent or goes by a name of its own."""
     attend = all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers)
-    if not attend or len({_heads(layer) for layer in config.per_layer_config}) > 1:
+    latent = getattr(config, "kv_lora_rank", None)
+    unnamed = getattr(config, "multi_query", False) and not hasattr(config, "num_key_value_heads")
+    if not attend or latent or unnamed or len({_heads(layer) for layer in config.per_layer_config}) > 1:
         raise ConfigError(
-            f"method 'prefix': {config.model_type!r} models have layers without keys and values of their own, or of "
-            "different shapes: expected attention of one shape in every layer"
+            f"method 'prefix': {config.model_type!r} models have layers without keys and values of their own, or with "
+            "such of uncommon shapes: expected attention of one shape, heads times head size, in every layer"
         )
 
 

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from edge_client.errors import BaseModelError, ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from edge_client.methods.interface import Subject
 
 __all__ = ["body_of", "check_length", "check_subject", "count_in", "install", "named_call"]
 
 
 def body_of(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The transformer under a model's heads; the model itself where it has none."""
+    """The transformer under a model's heads; the model itself where it has none.
+
+    Where that only wraps a decoder, as in OPT, it is the decoder, which heads call directly.
+    """
     untyped: Any = backbone
     body: PreTrainedModel = untyped.base_model
-    return body
+    decoder = getattr(body, "decoder", None)
+    return decoder if isinstance(decoder, PreTrainedModel) else body
 
 
 def check_length(method: str, length: object) -> None:

@@ -17,7 +17,7 @@ from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.manifest import Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
-from tests.edge_client.methods.tuned import TEXT, batch, bert, gpt2, llama, roberta, tuned
+from tests.edge_client.methods.tuned import TEXT, batch, bert, gpt2, llama, opt, roberta, tuned
 
 LENGTH = 5
 LABELS = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), max_length=16)
@@ -65,7 +65,7 @@ def test_a_layer_attends_to_prefix_and_text_as_float64_arithmetic_does():
     torch.testing.assert_close(seen["output"].double()[real], expected[real], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [llama, gpt2, opt])
 def test_keys_and_values_of_a_text_are_a_prefix_that_stands_for_the_text(build):
     """Positions, rotations and masks are right if a real beginning of a text can be replaced by its cache."""
     found = tuned(build(), Prefix(length=LENGTH))

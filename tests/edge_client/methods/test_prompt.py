@@ -14,7 +14,7 @@ from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.quiet import quiet_loading
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.manifest import Pooling, Task, TaskKind
-from tests.edge_client.methods.tuned import TEXT, batch, bert, gpt2, llama, roberta, tuned
+from tests.edge_client.methods.tuned import TEXT, batch, bert, gpt2, llama, opt, roberta, tuned
 
 LENGTH = 5
 LABELS = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), max_length=16)
@@ -82,7 +82,7 @@ def test_heads_of_encoders_read_the_texts_first_token(build, task):
         torch.testing.assert_close(found.model.logits(texts), plain.classifier(features), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+@pytest.mark.parametrize("build", [llama, gpt2, opt])
 def test_words_of_a_text_are_a_prompt_that_stands_for_the_text(build):
     """Positions, masks and the places of the scores are right if a real beginning can be replaced by its vectors."""
     found, plain = tuned(build(), Prompt(length=LENGTH)), build()

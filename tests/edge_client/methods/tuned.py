@@ -36,6 +36,12 @@ def gpt2(kind: type[transformers.PreTrainedModel] = transformers.GPT2LMHeadModel
     return built(lambda: kind(transformers.GPT2Config(**SIZES, max_position_embeddings=40)))
 
 
+def opt() -> object:
+    """Its heads call the decoder past the model around it."""
+    sizes = SIZES | {"ffn_dim": 80, "word_embed_proj_dim": 48, "max_position_embeddings": 40, "eos_token_id": 3}
+    return built(lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**sizes)))
+
+
 def built(make: Callable[[], transformers.PreTrainedModel]) -> transformers.PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
