@@ -54,7 +54,7 @@ def test_devices_that_share_a_base_give_the_bits_of_devices_that_do_not(request,
     assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize(("method", "quantization"), [(BitFit(), "nf4"), (Full(), "fp32"), (Full(), "bf16")])
+@pytest.mark.parametrize(("method", "quantization"), [(BitFit(), "nf4"), (BitFit(), "bf16"), (Full(), "bf16")])
 def test_devices_that_train_the_bases_own_tensors_do_not_see_each_others(
     tiny_bert, method, quantization, assign, handout
 ):
