@@ -1,5 +1,7 @@
 """Every benchmark refuses the flags that all have in common in the same words."""
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -41,3 +43,9 @@ def test_all_faults_are_told_together(benchmark: str) -> None:
 def test_a_figure_is_drawn_into_a_folder_that_there_is(benchmark: str) -> None:
     with pytest.raises(UsageError, match="--plot: there is no folder"):
         planned(benchmark, plot="no/such/folder/o.png")
+
+
+def test_flags_are_read_without_torch() -> None:
+    """Help and mistakes come fast."""
+    code = f"import sys, {', '.join(BENCHMARKS.values())}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

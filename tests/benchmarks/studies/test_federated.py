@@ -3,8 +3,7 @@
 import pytest
 
 from aggregator.config import RunConfig
-from benchmarks.studies import Federated, run_federated
-from benchmarks.studies.federated import tuned_values
+from benchmarks.studies.federated import Federated, run_federated, tuned_values
 from edge_client.methods.head import Head
 from edge_client.methods.lora import Lora
 from edge_client.model.manifest_writer import write_manifest
