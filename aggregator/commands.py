@@ -373,4 +373,5 @@ def _status_text(found: Mapping[str, Any]) -> str:
     rows = [
         f"  {d['id']}  {d['name'] or '-':20}  {d['state']}  {d.get('reason') or ''}".rstrip() for d in found["devices"]
     ]
-    return "\n".join([f"{head}, version {found['version']}", f"waiting for {found['waiting_for']}", *rows])
+    spent = "" if found.get("epsilon") is None else f", ε = {found['epsilon']:.4g}"
+    return "\n".join([f"{head}, version {found['version']}{spent}", f"waiting for {found['waiting_for']}", *rows])

@@ -35,6 +35,7 @@ _USED_BY = {
 }
 """Which optimizers a number is for."""
 
+_NOISE = f"{limits.NOISE_MULTIPLIER_MIN:g}..{limits.NOISE_MULTIPLIER_MAX:g}, or 0 for none"
 _Faults = Iterator[tuple[bool, str]]
 
 
@@ -108,8 +109,7 @@ def _devices(config: RunConfig, manifest: Manifest) -> _Faults:
 def _privacy(local: LocalTraining, manifest: Manifest) -> _Faults:
     """Of devices that train by DP-SGD."""
     sigma, budget = local.noise_multiplier, local.epsilon_max
-    wrong = sigma != 0 and not 0.01 <= sigma <= 1e6
-    yield wrong, f"noise_multiplier is {sigma}, expected 0.01..1e6, or 0 for none"
+    yield not _is_noise(sigma), f"noise_multiplier is {sigma}, expected {_NOISE}"
     yield not 0 < local.clip_norm <= 1e9, f"clip_norm is {local.clip_norm}, expected above 0, up to 1e9"
     yield not 0 < local.delta < 1, f"delta is {local.delta}, expected 0 < delta < 1"
     yield budget is not None and budget <= 0, f"epsilon_max is {budget}, expected above 0: any training costs something"
@@ -132,7 +132,7 @@ def _central_privacy(config: RunConfig) -> _Faults:
     """Of merges with noise."""
     sigma, delta, budget = config.server_noise_multiplier, config.server_delta, config.server_epsilon_max
     ranges = (
-        (sigma != 0 and not 0.01 <= sigma <= 1e6, f"server_noise_multiplier is {sigma}, expected 0.01..1e6, or 0"),
+        (not _is_noise(sigma), f"server_noise_multiplier is {sigma}, expected {_NOISE}"),
         (not 0 < config.server_clip_norm <= 1e6, f"server_clip_norm is {config.server_clip_norm}, expected 0..1e6"),
         (not 0 < delta < 1, f"server_delta is {delta}, expected 0 < server_delta < 1"),
         (budget is not None and budget <= 0, f"server_epsilon_max is {budget}, expected above 0"),
@@ -161,6 +161,10 @@ def _central_privacy(config: RunConfig) -> _Faults:
         told = f"{config.rounds} rounds at server_noise_multiplier {sigma} cost ε = {spent:.4g} at δ = {delta:g}"
         wrong = budget is not None and spent > budget
         yield wrong, f"{told}, above server_epsilon_max {budget}: fewer rounds, or more noise"
+
+
+def _is_noise(sigma: float) -> bool:
+    return sigma == 0 or limits.NOISE_MULTIPLIER_MIN <= sigma <= limits.NOISE_MULTIPLIER_MAX
 
 
 def _merge(config: RunConfig) -> _Faults:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from edge_client.errors import BudgetSpentError, ConfigError, PrivacyError
+from protocol import limits
 from protocol.assignment import Assignment, AssignmentKind, LocalTraining
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ __all__ = ["Accountant", "Charge", "Spent", "booked", "epsilon"]
 
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 """Orders ``α`` of the Rényi divergence: whole ones, at which its formula for sampled noise is a finite sum."""
-
-_NOISE_MIN = 0.01
-"""Least ``σ`` that is accounted for, at an ``ε`` of 5,000 a step: far below, the formulas overflow, and say 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +145,7 @@ class Accountant:
     def charge(self, charge: Charge, delta: float) -> Spent:
         """Books a charge, durably; only then may what it paid for be kept or sent."""
         self._ledger.add(charge, delta)
-        spent = self._spent()
-        assert spent is not None
-        self.spent = spent
+        self.spent = spent = Spent(epsilon=epsilon(self._ledger.charges, delta), delta=delta)
         return spent
 
     def _spent(self) -> Spent | None:
@@ -160,9 +156,10 @@ class Accountant:
 
 def _charge(local: LocalTraining, num_examples: int) -> Charge:
     faults = []
-    if local.noise_multiplier < _NOISE_MIN:
+    if local.noise_multiplier < limits.NOISE_MULTIPLIER_MIN:
         faults.append(
-            f"noise_multiplier is {local.noise_multiplier:g}, which is next to no noise: at least {_NOISE_MIN:g}"
+            f"noise_multiplier is {local.noise_multiplier:g}, which is next to no noise: at least "
+            f"{limits.NOISE_MULTIPLIER_MIN:g}"
         )
     if local.clip_norm <= 0:
         faults.append(f"clip_norm is {local.clip_norm:g}: noise hides nothing unless every example is clipped")

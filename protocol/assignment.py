@@ -220,7 +220,7 @@ def read_local_training(fields: Fields) -> LocalTraining:
         warmup_ratio=fields.number("warmup_ratio", minimum=0.0, maximum=1.0),
         max_grad_norm=fields.number("max_grad_norm", minimum=0.0, maximum=1e9),
         proximal_mu=fields.number("proximal_mu", minimum=0.0, maximum=1e9),
-        noise_multiplier=fields.number("noise_multiplier", minimum=0.0, maximum=1e6),
+        noise_multiplier=fields.number("noise_multiplier", minimum=0.0, maximum=limits.NOISE_MULTIPLIER_MAX),
         clip_norm=fields.number("clip_norm", minimum=0.0, maximum=1e9),
         delta=fields.number("delta", minimum=0.0, maximum=1.0),
         epsilon_max=fields.optional_number("epsilon_max", minimum=0.0),

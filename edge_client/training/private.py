@@ -11,7 +11,7 @@ Examples go through the model one by one, which is exact for every model, method
 vectorise transformers' masks. Opacus 1.6, whose hooks rebuild the gradients of a batch per example, knows some layers
 and no bare parameters such as prompts, and needs memory for a copy of the trainables per example; it takes four
 fifths of the time on a CPU (MiniLM, rank 8, 16 texts of 62 tokens: 0.85 s, one by one 1.0 s, a plain batch 0.69 s).
-On a GPU, which a single text does not fill, one by one costs more than that.
+On a GPU, which a single text does not fill, expect one by one to cost more than that; it was not measured.
 
 Reference: Abadi et al., "Deep Learning with Differential Privacy", 2016, arXiv:1607.00133, algorithm 1.
 """
