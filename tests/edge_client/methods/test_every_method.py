@@ -111,7 +111,11 @@ class Trained:
     touched: frozenset[str]
     """Names of all parameters of the model that training changed."""
     change: AdapterTensors
+    """From the hand-out."""
+    left: AdapterTensors
+    """The change from hand-out plus change, once that is loaded."""
     layers_in_few_bits: int
+    """How many the model has then."""
 
 
 def batch_of(task: Task) -> dict[str, Tensor]:
@@ -191,6 +195,7 @@ def train(folder: Path, manifest: Manifest, held: Quantization, handout: Adapter
         parameters=sum(parameter.numel() for parameter in parameters),
         touched=touched,
         change=change,
+        left=tuner.change(layout),
         layers_in_few_bits=layers_in_few_bits(model),
     )
 
@@ -239,3 +244,4 @@ def test_what_travels_is_what_is_trained_and_no_byte_more(trained):
 
 def test_a_hand_out_with_the_change_computes_what_was_trained(trained):
     np.testing.assert_allclose(trained.loaded_again, trained.at_last, rtol=1e-4, atol=1e-5)
+    assert not any(value.any() for value in (trained.left.slots, *trained.left.dense.values()))
