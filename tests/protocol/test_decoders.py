@@ -21,6 +21,7 @@ import protocol
 from protocol.assignment import Assignment, AssignmentKind, Handout
 from protocol.codecs import Codec, decode_rows
 from protocol.errors import RemoteProtocolError
+from protocol.exported import ExportedAdapter
 from protocol.header import decode, encode
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
 from protocol.messages import Chunk, Hello, Offer, Ping, Role
@@ -46,6 +47,7 @@ ASSIGNMENT = Assignment(
 TICKET = Ticket(
     run="run", endpoint="tcp://a:1", enrolment_endpoint="tcp://a:2", server_key="a" * 40, token=T, expires_at=1.5
 )
+EXPORTED = ExportedAdapter(MANIFEST, ADAPTER).to_files()
 OFFER = Offer(q=3, upload=D, token=T, size=9, sha256=D, num_examples=2, metrics={"loss": 0.5, "ünï": -1e300})
 
 
@@ -78,6 +80,11 @@ def _body(codec: Codec, decoder: Callable[[bytes, int, Codec], object]) -> Calla
     return lambda data: decoder(data[:size].ljust(size, b"\0"), 4, codec)
 
 
+def _exported(name: str) -> Callable[[bytes], object]:
+    """Reads an exported folder one of whose files is this."""
+    return lambda data: ExportedAdapter.of_files({**EXPORTED, name: data})
+
+
 Decoder = tuple[Callable[[bytes], object], bytes]
 DECODERS: dict[str, list[Decoder]] = {
     "header.decode": [(_header_of, bytes(encode(OFFER)[0])), (_chunk_with, b"payload")],
@@ -101,6 +108,10 @@ DECODERS: dict[str, list[Decoder]] = {
         (_body(codec, lambda body, _, codec: LAYOUT.decode_dense(body, codec, "head")), bytes(100)) for codec in Codec
     ],
     "codecs.decode_rows": [(_rows, bytes(200))],
+    "exported.ExportedAdapter.of_files": [
+        (_exported("manifest.json"), EXPORTED["manifest.json"]),
+        (_exported("adapter.safetensors"), EXPORTED["adapter.safetensors"]),
+    ],
 }
 """Each decoder, called as its callers do, and something that it takes."""
 OURS = {
