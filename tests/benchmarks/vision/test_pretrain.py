@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TINY = Pretraining(
     learning_rate=1e-2,
     shift=1,
 )
+SHORT = dataclasses.replace(TINY, epochs=1)
 
 
 def images(count: int, seed: int) -> list[dict[str, Any]]:
@@ -55,7 +57,7 @@ def test_it_learns_tells_how_far_it_is_and_writes_a_base_that_a_run_can_tune(tmp
 
 def test_a_seed_gives_the_same_weights_again_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        pretrain(DATA, tmp_path / name, TINY, seed=seed)
+        pretrain(DATA, tmp_path / name, SHORT, seed=seed)
     one, same, other = (
         hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).digest()
         for name in ("one", "same", "other")
@@ -67,4 +69,4 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "something").touch()
     with pytest.raises(BenchmarkError, match="vit cannot be written"):
-        pretrain(DATA, tmp_path / "vit", TINY, seed=0)
+        pretrain(DATA, tmp_path / "vit", SHORT, seed=0)
