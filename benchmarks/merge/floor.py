@@ -16,7 +16,7 @@ import numpy as np
 from aggregator.merge import Factors, LowRank, MergedModule
 from aggregator.merge.cost import is_core_iterated
 from aggregator.merge.subspace import CHECK_EVERY, Steps, basis_columns, block_columns
-from benchmarks.merge.cohorts import StoredCase
+from benchmarks.merge.cohorts import Problem, StoredCase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +38,7 @@ def floor_seconds(stored: StoredCase, merged: MergedModule, slots: int) -> float
         slots: Rank of the hand-out.
     """
     value, (rows, columns) = merged.state.value, stored.case.shape
-    width = stored.base.width + stored.cohort().width(stored.module)
+    width = stored.base.width + stored.cohort().width(stored.module) + _first_order(stored)
     if isinstance(value, LowRank):
         return _sum(_qr_calls(rows, columns, min(width, rows, columns)))
     if isinstance(value, Factors):
@@ -46,6 +46,11 @@ def floor_seconds(stored: StoredCase, merged: MergedModule, slots: int) -> float
     left, right, out = np.ones((rows, _PRODUCT_WIDTH)), np.ones((_PRODUCT_WIDTH, columns)), np.empty((rows, columns))
     product = _seconds(lambda: np.matmul(left, right, out=out)) * width / _PRODUCT_WIDTH
     return product + _sum(_iteration_calls(value if rows >= columns else value.T, merged.leading.steps, slots))
+
+
+def _first_order(stored: StoredCase) -> int:
+    """Terms of ``(Σ p·pad dB̂)·A₀ + B̂₀·(Σ p·pad dA)``: a delta has them beside those that are its devices' own."""
+    return 2 * stored.handout.rank if stored.case.problem is Problem.DELTA else 0
 
 
 def _qr_calls(rows: int, columns: int, width: int) -> Calls:
