@@ -61,7 +61,7 @@ METRICS_MAX = 160
 NUM_EXAMPLES_MAX = 1 << 40
 """``num_examples`` on the wire; a run sets its own, lower bound."""
 NOISE_MULTIPLIER_MIN, NOISE_MULTIPLIER_MAX = 0.01, 1e6
-"""``σ`` of differential privacy, where there is noise: a step at the least costs an ``ε`` of 5,000, and far below it the
-accountants' formulas overflow and say 0."""
+"""``σ`` of differential privacy, where there is noise: a step at the least costs an ``ε`` of 5,000, and far below it
+the accountants' formulas overflow and say 0."""
 WAIT_MAX_MS = 24 * 3600 * 1000
 """Longest time an aggregator may send a client away for."""
