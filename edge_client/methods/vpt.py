@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -95,21 +96,19 @@ class _Prompts(nn.ParameterList):
         super().__init__(
             nn.Parameter(torch.zeros(shape, device=body.device), requires_grad=False) for _ in range(len(blocks))
         )
-        for block, prompts in zip(blocks, self, strict=True):
-            _prompt(block, prompts)
+        self._length = length
+        for index, block in enumerate(blocks):
+            # Bound to this list, so that a copy of the whole model has prompts of its own.
+            block.register_forward_pre_hook(partial(self._insert, index))
+            block.register_forward_hook(self._drop)
 
-
-def _prompt(block: nn.Module, prompts: nn.Parameter) -> None:
-    def insert(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _insert(self, index: int, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *others = args
-        own = prompts.to(states.dtype).expand(len(states), -1, -1)
-        return torch.cat((states[:, :1], own, states[:, 1:]), dim=1), *others
+        prompts = self[index].to(states.dtype).expand(len(states), -1, -1)
+        return torch.cat((states[:, :1], prompts, states[:, 1:]), dim=1), *others
 
-    def drop(_: nn.Module, __: tuple[Any, ...], states: Tensor) -> Tensor:
-        return torch.cat((states[:, :1], states[:, 1 + len(prompts) :]), dim=1)
-
-    block.register_forward_pre_hook(insert)
-    block.register_forward_hook(drop)
+    def _drop(self, _: nn.Module, __: tuple[Any, ...], states: Tensor) -> Tensor:
+        return torch.cat((states[:, :1], states[:, 1 + self._length :]), dim=1)
 
 
 def _scale(config: PretrainedConfig) -> float:

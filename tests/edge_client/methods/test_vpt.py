@@ -1,5 +1,6 @@
 """Visual prompts against the paper's equations, block by block, and against the counts of FedPEFT's setting."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_prompts_and_head_alone_are_trained_in_fp32_and_sent(tiny_vit, handout, 
     assert sorted(change.dense) == ["classifier.bias", "classifier.weight", "vpt.0", "vpt.1"]
     for value in change.dense.values():
         np.testing.assert_allclose(value, 0.5, atol=1e-6)
+
+
+def test_a_copy_of_a_model_has_prompts_of_its_own(tiny_vit, handout):
+    model, _, parameters = prompted(tiny_vit, handout)
+    with torch.no_grad():
+        before, copied = model.logits(PIXELS), copy.deepcopy(model)
+        for parameter in parameters:
+            parameter += 0.5
+        assert not torch.allclose(model.logits(PIXELS), before)
+        torch.testing.assert_close(copied.logits(PIXELS), before)
 
 
 def test_fresh_prompts_are_uniform_within_xaviers_bound_and_no_two_blocks_start_alike(tiny_vit):
