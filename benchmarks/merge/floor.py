@@ -16,7 +16,8 @@ import numpy as np
 from aggregator.merge import Factors, LowRank, MergedModule
 from aggregator.merge.cost import is_core_iterated
 from aggregator.merge.subspace import CHECK_EVERY, Steps, basis_columns, block_columns
-from benchmarks.merge.cohorts import Problem, StoredCase
+from benchmarks.merge.cohorts import StoredCase
+from benchmarks.merge.settings import Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
