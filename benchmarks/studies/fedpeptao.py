@@ -19,7 +19,7 @@ _PREFIX = {"length": 10}
 _RATES = (3e-3, 1e-2)
 _CONTROLLED = {"server_optimizer": OptimizerName.CONTROLLED_MOMENTUM}
 _ARMS = {
-    "fedpeptao": Arm(method="prefix", options=_PREFIX, learning_rates=_RATES, server={**_CONTROLLED, "probe_round": 3}),
+    "fedpeptao": Arm(method="prefix", options=_PREFIX, learning_rates=_RATES, server={**_CONTROLLED, "probe_round": 2}),
     "all layers, controlled": Arm(method="prefix", options=_PREFIX, learning_rates=_RATES, server=_CONTROLLED),
     "momentum": Arm(
         method="prefix",
@@ -47,10 +47,10 @@ STUDY = Study(
             tasks=("sst2",),
             conditions=("alpha 1",),
             seeds=1,
-            rounds=6,
+            rounds=4,
             batch_size=8,
-            train_rows=800,
-            validation_rows=200,
+            train_rows=400,
+            validation_rows=100,
             test_rows=200,
         ),
         "full": Preset(

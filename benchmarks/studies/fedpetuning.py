@@ -79,8 +79,8 @@ STUDY = Study(
             seeds=1,
             rounds=4,
             batch_size=8,
-            train_rows=800,
-            validation_rows=200,
+            train_rows=400,
+            validation_rows=100,
             test_rows=200,
         ),
         "full": Preset(
