@@ -466,7 +466,7 @@ class Federation:
         if secret is None:
             secret = secrets.token_hex(32)
             self._journal.set_meta(_NOISE_SECRET, secret)
-        return private_rule(rule, self.config, bytes.fromhex(secret), [row.sha256 for row in self._durable()])
+        return private_rule(rule, self.config, number, bytes.fromhex(secret), [row.sha256 for row in self._durable()])
 
     def _commit(self, version: StoredVersion, report: tuple[str, ...], now: float) -> None:
         """Makes a merge final; where the journal has no room for it, it is tried again."""

@@ -40,19 +40,22 @@ class GaussianNoise:
             raise MergeError(f"noise needs a seed of {_SEED_BYTES} bytes, got {len(self.seed)}")
 
     @classmethod
-    def of_cohort(cls, deviation: float, secret: bytes, updates: Iterable[str]) -> Self:
+    def of_cohort(cls, deviation: float, secret: bytes, round_number: int, updates: Iterable[str]) -> Self:
         """The noise of one merge.
 
-        Another cohort gets other noise: where a home was restored from a backup and a round comes out differently, the
-        difference of the two versions still has noise in it.
+        Another round gets other noise, though the same updates may come again: were the noise the same, two steps alike
+        would show whoever sent the same twice that nobody else was there. Another cohort gets other noise, too: where a
+        home was restored from a backup and a round comes out differently, the difference of the two versions still has
+        noise in it.
 
         Args:
             deviation: Standard deviation.
             secret: The run's secret.
+            round_number: From 1.
             updates: Digests of the updates merged, in canonical order.
         """
-        seed = hashlib.sha256(b"\0".join([b"cohort", secret, *(each.encode() for each in updates)])).digest()
-        return cls(deviation=deviation, seed=seed)
+        merged = (text.encode() for text in (str(round_number), *updates))
+        return cls(deviation=deviation, seed=hashlib.sha256(b"\0".join([b"cohort", secret, *merged])).digest())
 
     def values(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """The noise of one trainable, the same at each call."""

@@ -51,19 +51,22 @@ def merge_rule(config: RunConfig, round_number: int = 1) -> MergeRule:
     return MergeRule(strategy=delta, step=step, weighting=config.weights)
 
 
-def private_rule(rule: MergeRule, config: RunConfig, secret: bytes, updates: Iterable[str]) -> MergeRule:
+def private_rule(
+    rule: MergeRule, config: RunConfig, round_number: int, secret: bytes, updates: Iterable[str]
+) -> MergeRule:
     """A rule with the clipping and the noise of central differential privacy.
 
     Args:
         rule: The round's, without.
         config: The operator's settings, checked, with noise on the merges.
+        round_number: From 1.
         secret: The run's secret.
         updates: Digests of the cohort's updates, in canonical order.
     """
     assert isinstance(rule.strategy, Delta)  # the settings are feasible
     clipping = Clipping(clip_norm=config.server_clip_norm, cohort_size=config.cohort_size)
     deviation = rule.step * config.server_noise_multiplier * clipping.clip_norm / clipping.cohort_size
-    noise = GaussianNoise.of_cohort(deviation, secret, updates)
+    noise = GaussianNoise.of_cohort(deviation, secret, round_number, updates)
     return replace(rule, strategy=replace(rule.strategy, noise=noise), clipping=clipping)
 
 

@@ -66,6 +66,19 @@ def test_two_runs_and_two_rounds_have_noise_of_their_own(new_world):
     assert len(set(seeds)) == 4
 
 
+def test_updates_that_come_again_get_other_noise(new_world):
+    """Else who sends the same twice would see whether anybody else was there: two steps alike, or not."""
+    world = new_world(**PRIVATE)
+    for _ in range(2):
+        for device, task in world.assigned().items():
+            layout = task.update_layout(world.manifest)
+            device.deliver(task, layout.encode(layout.zeros(task.rank), task.update_codec))
+        world.poll()
+    first, second = world.merge.jobs
+    assert [one.sha256 for one in first.updates] == [other.sha256 for other in second.updates]
+    assert first.rule.strategy.noise.seed != second.rule.strategy.noise.seed
+
+
 def test_no_device_is_told_the_secret(new_world):
     world = new_world(**PRIVATE)
     task = next(iter(world.assigned().values()))

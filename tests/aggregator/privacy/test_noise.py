@@ -13,19 +13,20 @@ SECRET = bytes(range(32))
 
 @pytest.mark.parametrize("deviation", [1e-3, 1.0, 40.0])
 def test_it_is_gaussian_of_its_deviation(deviation):
-    values = GaussianNoise.of_cohort(deviation, SECRET, ["a"]).values("w", (300, 100)) / deviation
+    values = GaussianNoise.of_cohort(deviation, SECRET, 1, ["a"]).values("w", (300, 100)) / deviation
     assert np.std(values) == pytest.approx(1.0, abs=0.02)  # 5 % off would be 12 deviations of this estimate
     assert np.mean(values) == pytest.approx(0.0, abs=0.03)
     assert np.mean(np.abs(values) > 1.96) == pytest.approx(0.05, abs=0.01)
     assert np.mean(np.abs(values) > 3.0) == pytest.approx(0.0027, abs=0.0015)
 
 
-def test_each_trainable_cohort_and_secret_has_noise_of_its_own_and_a_restart_has_the_same():
-    def drawn(secret=SECRET, updates=("a", "b"), name="w"):
-        return GaussianNoise.of_cohort(1.0, secret, updates).values(name, (50, 40)).ravel()
+def test_each_trainable_round_cohort_and_secret_has_noise_of_its_own_and_a_restart_has_the_same():
+    def drawn(secret=SECRET, number=1, updates=("a", "b"), name="w"):
+        return GaussianNoise.of_cohort(1.0, secret, number, updates).values(name, (50, 40)).ravel()
 
     assert np.array_equal(drawn(), drawn())
-    others = [drawn(), drawn(name="v"), drawn(updates=("a",)), drawn(updates=("ab",)), drawn(secret=SECRET[::-1])]
+    of_cohorts = [drawn(updates=updates) for updates in (("a",), ("ab",))]
+    others = [drawn(), drawn(name="v"), drawn(number=2), *of_cohorts, drawn(secret=SECRET[::-1])]
     for one, other in itertools.combinations(others, 2):
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
