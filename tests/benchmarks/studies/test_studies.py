@@ -86,6 +86,17 @@ def test_a_claim_holds_fails_or_stays_open(a, b, margin, verdict):
     assert (found.verdict, found.pairs) == (verdict, 8)
 
 
+def test_few_seeds_that_agree_by_chance_settle_nothing():
+    """Of arms that are alike, three seeds favour the same one in a quarter of all cases."""
+    rng, settled = np.random.default_rng(0), 0
+    for _ in range(400):
+        records = [
+            record(cell(arm, 0.1, seed=seed), test=0.7 + rng.normal(0, 0.02)) for arm in "ab" for seed in range(3)
+        ]
+        settled += TOY.claims[0].check(records).verdict is not Verdict.OPEN
+    assert settled / 400 == pytest.approx(0.05, abs=0.03)
+
+
 def test_a_claim_of_differences_adds_and_subtracts_scores():
     sides = {("a", "mild"): 0.9, ("a", "harsh"): 0.5, ("b", "mild"): 0.8, ("b", "harsh"): 0.7}
     records = [
