@@ -90,7 +90,7 @@ class DenseOffsets:
             if is_linear(owner) and tensor.name.rpartition(".")[0] not in owners:
                 parameter = _add_bias_in_fp32(owner)
             elif parameter.dtype is not torch.float32:
-                _compute_in_fp32(owner, restore=owner in body)
+                _compute_in_fp32(owner, parameter.dtype, restore=owner in body)
             self._parameters[tensor.name] = parameter
             self._origins[tensor.name] = (
                 _as_numpy(parameter) if tensor.initializer is None else tensor.initializer.values(tensor.shape)
@@ -123,18 +123,19 @@ def _as_numpy(parameter: Tensor) -> NDArray[np.float32]:
     return np.array(parameter.detach().float().cpu().numpy())
 
 
-def _compute_in_fp32(module: nn.Module, *, restore: bool) -> None:
+def _compute_in_fp32(module: nn.Module, dtype: torch.dtype, *, restore: bool) -> None:
     """Holds one module in fp32 inside a model of a lower precision.
 
     Args:
         module: Takes and gives one tensor.
-        restore: Whether its output goes back to the input's dtype: a module of the body, unlike a head.
+        dtype: The model's. The input's may be another: a ViT gives its first layer pixels in the dtype of its weights.
+        restore: Whether its output goes back to ``dtype``: a module of the body, unlike a head.
     """
     module.float()
 
     def forward(original: Any, values: Tensor) -> Tensor:
         output: Tensor = original(values.float())
-        return output.to(values.dtype) if restore else output
+        return output.to(dtype) if restore else output
 
     inner = module.forward
     module.forward = lambda values: forward(inner, values)

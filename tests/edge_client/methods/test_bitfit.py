@@ -165,6 +165,22 @@ def test_output_and_gradients_are_those_of_an_fp32_model_with_the_held_weights(
             assert torch.norm(one - other) <= tolerance * torch.norm(other), name
 
 
+@pytest.mark.parametrize("pooling", [Pooling.MODEL, Pooling.MEAN])
+def test_images_in_fp32_go_through_a_bf16_model_whose_first_bias_is_trained(tiny_vit, pooling, handout):
+    task = Task(kind=TaskKind.IMAGE_CLASSIFICATION, labels=("no", "yes"), pooling=pooling)
+    manifest = write_manifest(tiny_vit, task, method=BitFit())
+    pixels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores = []
+    for quantization in (Quantization.FP32, Quantization.BF16):
+        model = load(tiny_vit, manifest, quantization)
+        tuner = BitFit().tuner(model, manifest, LoraSettings())
+        parameters = tuner.load(handout(manifest, 1, size=0.1), 1, Layout.of(manifest))
+        scores.append(model.train().logits({"pixel_values": pixels}))
+        (scores[-1] ** 2).mean().backward()
+        assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
+    torch.testing.assert_close(scores[1], scores[0], rtol=0.03, atol=0.03)
+
+
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Gives an fp32 model the values that one in fewer bits computes with."""
     for name, module in target.named_modules():
