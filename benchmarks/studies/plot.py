@@ -70,6 +70,7 @@ def _bars(axes: Axes, records: Sequence[Record], arms: Sequence[str], conditions
     axes.set_ylabel(TASKS[task].metric)
     axes.set_title(f"{task}, test rows", fontsize=9)
     axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
 
 
 def _curves(axes: Axes, records: Sequence[Record], arms: Sequence[str], task: str) -> None:
