@@ -79,7 +79,7 @@ def _epsilon(charges: tuple[Charge, ...], delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(_ORDERS)
-    for charge in charges:
+    for charge in (each for each in charges if each.steps):  # the library takes no event that happens no time
         step = PoissonSampledDpEvent(charge.sampling_rate, GaussianDpEvent(charge.noise_multiplier))
         accountant.compose(step, charge.steps)
     return float(accountant.get_epsilon(delta))

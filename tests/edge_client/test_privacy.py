@@ -103,6 +103,13 @@ def test_the_lower_budget_counts(accountant, assign, own, runs):
         accountant(own).admit(assign(2, **PRIVATE, epsilon_max=runs), 100, capable=True)
 
 
+def test_a_round_without_a_step_costs_nothing(accountant, assign):
+    books, none = accountant(), assign(2, **PRIVATE | {"epochs": 0.0})
+    assert books.charge(books.admit(none, 100, capable=True), 1e-5).epsilon == 0.0
+    spent = books.charge(books.admit(assign(2, **PRIVATE), 100, capable=True), 1e-5)
+    assert spent.epsilon == epsilon([charge(0.1, 1.0, 20)], 1e-5)
+
+
 def test_a_run_without_noise_is_nobodys_business_unless_the_device_has_a_budget(accountant, assign):
     assert accountant().admit(assign(2), 100, capable=False) is None
     for kind in AssignmentKind:
