@@ -455,6 +455,7 @@ class Federation:
             answers=tuple(self._journal.answers(number)),
             candidates=self.manifest.layers,
             kept_layers=self.config.kept_layers,
+            weighting=self.config.weights,
         )
 
     def _rule(self, number: int) -> MergeRule:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from aggregator.merge.weighting import Weighting
 from protocol.manifest import layer_of
 from protocol.probes import LayerReport, Probe
 
@@ -62,14 +63,18 @@ class SelectionJob:
     """Layers with trainables."""
     kept_layers: float | None
     """Share to keep; None: the devices' own."""
+    weighting: Weighting = Weighting.NUM_EXAMPLES
+    """By what an answer counts, as updates do: by its examples unless it says that all devices count the same."""
 
 
 def select_job(job: SelectionJob) -> tuple[StoredVersion, tuple[str, ...]]:
     """The next version, which is as the last one, and the selection as a report."""
     probe = Probe.KEPT_LAYERS if job.kept_layers is None else Probe.LAYER_SCORES
     least = job.candidates[-1] + 1
+    alike = job.weighting is Weighting.UNIFORM
     reports = [
-        (row.num_examples, LayerReport.of_metrics(probe, least, json.loads(row.metrics_json))) for row in job.answers
+        (1 if alike else row.num_examples, LayerReport.of_metrics(probe, least, json.loads(row.metrics_json)))
+        for row in job.answers
     ]
     selection = select_layers(reports, job.candidates, job.kept_layers)
     return replace(job.base, version=job.base.version + 1), (selection.line(job.round, len(reports)),)
@@ -81,13 +86,13 @@ def select_layers(
     """The layers of highest mean score; of two alike the one nearer to the input.
 
     Args:
-        reports: What each device told, with its examples, by which it counts; at least one.
+        reports: What each device told, with its weight; at least one.
         candidates: Layers to choose from.
         kept_layers: Share of them to choose, at least one of them; None: the mean of the devices' own shares.
 
     Reference: Che et al. (FedPepTAO), 2023, arXiv:2310.15080, sections 3.2 and 3.3.
     """
-    weights = [examples for examples, _ in reports]
+    weights = [weight for weight, _ in reports]
     depth = min(len(report.scores) for _, report in reports)
     scores = np.average([report.scores[:depth] for _, report in reports], axis=0, weights=weights)
     if kept_layers is None:

@@ -6,6 +6,7 @@ import pytest
 
 from aggregator.config import Mode
 from aggregator.feasibility import faults_of
+from aggregator.merge.weighting import Weighting
 from aggregator.rounds.machine import Phase
 from protocol import messages
 from protocol.assignment import AssignmentKind, LocalTraining
@@ -112,6 +113,16 @@ def test_an_answer_weighs_by_its_examples(probing):
         device.say(report(task.token, SCORES[device.key[0]], num_examples=100 if heavy else 1))
     world.poll()
     assert {task.active for task in world.assigned().values()} == {("classifier.bias", "prefix.1")}
+
+
+def test_where_devices_count_alike_no_answer_weighs_more_by_the_examples_it_claims(probing):
+    world = probing(kept_layers=0.25, weights=Weighting.UNIFORM)
+    world.play()
+    for device, task in world.assigned().items():
+        claimed = 1_000_000 if device.key[0] == "a" else 1
+        device.say(report(task.token, SCORES[device.key[0]], num_examples=claimed))
+    world.poll()
+    assert {task.active for task in world.assigned().values()} == {("classifier.bias", "encoder.layer.3.query")}
 
 
 def test_a_probe_may_come_first(probing):
