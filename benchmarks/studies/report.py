@@ -22,9 +22,10 @@ _REFERENCE = "full"
 def tables(study: Study, preset: Preset, records: Sequence[Record]) -> str:
     """A table for each condition, then the claims.
 
-    Scores are per cent on the test rows, mean and standard deviation over seeds. Tuned: values that a device trains,
-    and what part that is of full fine-tuning. Bytes: of all devices together over the run, both ways, as counted on the
-    simulated wire. Rounds: to the version that validates best.
+    Scores are per cent on the test rows, mean and standard deviation over seeds; where some seeds are not run yet, or
+    diverged, over how many. Tuned: values that a device trains, and what part that is of full fine-tuning. Bytes: of
+    all devices together over the run, both ways, as counted on the simulated wire. Rounds: to the version that
+    validates best.
     """
     parts = [_condition_table(study, preset, records, name) for name in preset.conditions or study.conditions]
     failed = [f"{title(cell_of(record, Cell))}: {record['failure']}" for record in records if "failure" in record]
@@ -63,15 +64,16 @@ def _condition_table(study: Study, preset: Preset, records: Sequence[Record], co
     for arm in preset.arms or study.arms:
         of_arm = [record for record in here if record["arm"] == arm]
         if of_arm:
-            lines.append([arm, *(_score(here, arm, condition, task) for task in preset.tasks), *_costs(of_arm, here)])
+            lines.append([arm, *(_score(here, arm, condition, task, preset.seeds) for task in preset.tasks), *_costs(of_arm, here)])
     return format_table(header, lines)
 
 
-def _score(records: Sequence[Record], arm: str, condition: str, task: str) -> str:
+def _score(records: Sequence[Record], arm: str, condition: str, task: str, seeds: int) -> str:
     values = [100 * value for (of, _), value in scores_of(records, arm, condition).items() if of == task]
     if not values:
         return "-"
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}" + (f" ({len(values)} of {seeds})" if len(values) < seeds else "")
 
 
 def _costs(of_arm: Sequence[Record], here: Sequence[Record]) -> Iterator[str]:

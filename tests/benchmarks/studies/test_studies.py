@@ -127,6 +127,12 @@ def test_tables_and_figure_are_made_of_what_there_is(tmp_path):
     assert (tmp_path / "toy.png").stat().st_size > 10_000
 
 
+def test_a_mean_over_fewer_seeds_than_planned_says_so():
+    diverged = {**asdict(cell("a", 0.1, seed=1)), "failure": "the loss became nan"}
+    line = tables(TOY, PRESET, [record(cell("a", 0.1), test=0.6), diverged]).splitlines()[1]
+    assert "60.0 (1 of 2)" in line
+
+
 @pytest.mark.parametrize("study", [fedpetuning.STUDY, fedpeft.STUDY, fedpeptao.STUDY], ids=lambda study: study.name)
 def test_a_study_names_only_what_there_is(study):
     for preset in study.presets.values():
