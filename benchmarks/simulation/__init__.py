@@ -2,7 +2,19 @@
 
 from benchmarks.simulation.clock import VirtualClock
 from benchmarks.simulation.committed import Committed
+from benchmarks.simulation.devices import Device, Fleet, read_devices, write_devices
 from benchmarks.simulation.memory import MemoryNetwork, MemoryTransport
 from benchmarks.simulation.run import SimulatedRun, StalledError
 
-__all__ = ["Committed", "MemoryNetwork", "MemoryTransport", "SimulatedRun", "StalledError", "VirtualClock"]
+__all__ = [
+    "Committed",
+    "Device",
+    "Fleet",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "SimulatedRun",
+    "StalledError",
+    "VirtualClock",
+    "read_devices",
+    "write_devices",
+]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
+from benchmarks.simulation.devices import Device
 from edge_client.session.events import Trained
 from edge_client.session.worker import JobResult
+from edge_client.trainer import Progress
 
 __all__ = ["PacedWorker"]
 
@@ -17,21 +19,33 @@ class PacedWorker:
 
     Args:
         clock: The time, seconds.
-        training_s: How long this device trains for one assignment, seconds; its other jobs take no time.
+        device: How long it takes for an assignment; its other jobs take no time.
 
     Attributes:
         ready_at: When the result of the job in hand is there; None: there is none.
     """
 
-    def __init__(self, clock: Callable[[], float], training_s: float) -> None:
-        self._clock, self._training_s = clock, training_s
+    def __init__(self, clock: Callable[[], float], device: Device) -> None:
+        self._clock, self._device = clock, device
         self._result: JobResult | None = None
+        self._steps = 0
         self.ready_at: float | None = None
 
     def start(self, job: Callable[[], JobResult]) -> None:
         """Does a job."""
+        self._steps = 0
         self._result = job()
-        self.ready_at = self._clock() + (self._training_s if isinstance(self._result, Trained) else 0.0)
+        trained = isinstance(self._result, Trained)
+        self.ready_at = self._clock() + (self._device.training_s(self._steps) if trained else 0.0)
+
+    def stepped(self, progress: Progress) -> None:
+        """The job in hand did another optimizer step."""
+        self._steps = progress.step
+
+    def suspend(self, until: float) -> None:
+        """Stands still from now on; what is left of the job in hand is done afterwards."""
+        if self.ready_at is not None:
+            self.ready_at += until - self._clock()
 
     def take(self) -> JobResult | None:
         """What came of the job, from ``ready_at`` on."""

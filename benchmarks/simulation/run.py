@@ -17,13 +17,14 @@ from aggregator.runs import add_first_version
 from aggregator.store.journal import Journal
 from aggregator.store.objects import ObjectStore
 from aggregator.store.states import view_state
+from benchmarks.simulation.agenda import Agenda
 from benchmarks.simulation.clock import VirtualClock
 from benchmarks.simulation.committed import Committed
-from benchmarks.simulation.memory import MemoryNetwork
-from benchmarks.simulation.pace import PacedWorker
-from edge_client.session.driver import Driver, Traffic
+from benchmarks.simulation.devices import Device
+from benchmarks.simulation.memory import MemoryNetwork, MemoryTransport
+from benchmarks.simulation.participant import Participant
+from edge_client.session.driver import Traffic
 from edge_client.session.engine import Engine
-from edge_client.session.jobs import Jobs
 from edge_client.storage.home import Home
 from edge_client.trainer import Trainer
 from protocol.manifest import Manifest
@@ -60,7 +61,7 @@ class SimulatedRun:
         manifest: The run's universe.
         trainers: One trainer a device.
         seed: Of the devices' jitter.
-        training_s: How long each device trains for one assignment, seconds of virtual time; None: no time at all.
+        devices: How fast each device is, and when it is there; None: all are there, and nothing takes any time.
 
     Example:
         >>> import tempfile
@@ -83,19 +84,23 @@ class SimulatedRun:
         trainers: Sequence[Trainer],
         *,
         seed: int = 0,
-        training_s: Sequence[float] | None = None,
+        devices: Sequence[Device] | None = None,
     ) -> None:
         self._folder, self._config, self._manifest = folder, config, manifest
         self._objects = ObjectStore(folder / "store")
         self.clock = VirtualClock()
         self.start_aggregator()
-        paces = [0.0] * len(trainers) if training_s is None else training_s
-        self._workers = [PacedWorker(self.clock, seconds) for seconds in paces]
-        self._devices = [
-            self._device(index, trainer, worker, seed)
-            for index, (trainer, worker) in enumerate(zip(trainers, self._workers, strict=True))
+        self._agenda = Agenda()
+        given = [Device()] * len(trainers) if devices is None else devices
+        self._participants = [
+            self._participant(index, trainer, device, seed)
+            for index, (trainer, device) in enumerate(zip(trainers, given, strict=True))
         ]
-        self.drivers = [driver for driver, _ in self._devices]
+        self._failed: Exception | None = None
+        self.drivers = [participant.driver for participant in self._participants]
+        self._unfinished = set(range(len(trainers)))
+        for index in self._unfinished:
+            self._agenda.call(index)
 
     def start_aggregator(self) -> None:
         """Starts the aggregator on what the folder holds; again, after :meth:`stop_aggregator`, as a restart does."""
@@ -115,15 +120,11 @@ class SimulatedRun:
 
     def step(self) -> None:
         """Lets everybody do what there is to do now; if there was nothing, lets time pass to the next event."""
-        before = self.clock()
         busy = self.network.poll()
-        for driver in self.drivers:
-            if driver.error is None and driver.finished is None:
-                sent = driver.traffic
-                driver.poll()
-                busy |= driver.traffic != sent
-        if not busy:
-            self.clock.advance_to(min(self._events(), default=before) or before)
+        for index in self._agenda.turns(self.clock()):
+            busy |= self._turn(index)
+        if not busy and self._agenda.idle:
+            self.clock.advance_to(min(self._events(), default=0.0))
 
     def until_finished(
         self, observer: Callable[[Committed], None] | None = None, *, observed: int = -1, steps_max: int = 1_000_000
@@ -143,10 +144,9 @@ class SimulatedRun:
             while observer is not None and observed < self.federation.version.version:
                 observed += 1
                 observer(self.committed(observed))
-            failed = next((driver.error for driver in self.drivers if driver.error is not None), None)
-            if failed is not None:
-                raise RuntimeError(f"a simulated device failed: {failed}") from failed
-            if all(driver.finished is not None for driver in self.drivers):
+            if self._failed is not None:
+                raise RuntimeError(f"a simulated device failed: {self._failed}") from self._failed
+            if not self._unfinished:
                 return
             self.step()
         raise StalledError(f"the run did not end within {steps_max} steps")
@@ -170,9 +170,8 @@ class SimulatedRun:
 
     def close(self) -> None:
         """Ends devices and aggregator; the folder stays."""
-        for driver, home in self._devices:
-            driver.close()
-            home.close()
+        for participant in self._participants:
+            participant.close()
         self.journal.close()
 
     def __enter__(self) -> Self:
@@ -181,24 +180,33 @@ class SimulatedRun:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _events(self) -> list[float]:
-        now = self.clock()
-        times = [driver.wake_at for driver in self.drivers if driver.finished is None]
-        ready = [worker.ready_at for worker in self._workers]
-        wakeup = self.federation.next_wakeup(now)
-        return [time for time in (*times, *ready, wakeup) if time is not None and time > now]
+    def _turn(self, index: int) -> bool:
+        """One device's; whether it sent or received anything, in which case it may have more to do."""
+        participant = self._participants[index]
+        moved = participant.turn()
+        if participant.over:
+            self._unfinished.discard(index)
+            self._failed = self._failed or participant.driver.error
+        elif moved:
+            self._agenda.call(index)
+        self._agenda.plan(index, participant.wake_at)
+        return moved
 
-    def _device(self, index: int, trainer: Trainer, worker: PacedWorker, seed: int) -> tuple[Driver, Home]:
-        home = Home(self._folder / f"device-{index}")
+    def _events(self) -> list[float]:
+        times = (self._agenda.next_event(), self.network.next_arrival, self.federation.next_wakeup(self.clock()))
+        return [time for time in times if time is not None]
+
+    def _participant(self, index: int, trainer: Trainer, device: Device, seed: int) -> Participant:
         key = f"simulated-device-{index:022d}"
-        engine = Engine(run=self._config.run, public_key=key, sdk="simulation", rng=random.Random(f"{seed} {index}"))
-        jobs = Jobs(home, trainer, cancelled=lambda: False, progress=lambda progress: None)
-        driver = Driver(
-            engine=engine,
-            connect=lambda: self.network.connect(key),
-            home=home,
-            jobs=jobs,
-            worker=worker,
+
+        def connect() -> MemoryTransport:
+            return self.network.connect(key, device, lambda: self._agenda.call(index))
+
+        return Participant(
+            engine=Engine(run=self._config.run, public_key=key, sdk="simulation", rng=random.Random(f"{seed} {index}")),
+            connect=connect,
+            home=Home(self._folder / f"device-{index}"),
+            trainer=trainer,
+            device=device,
             clock=self.clock,
         )
-        return driver, home

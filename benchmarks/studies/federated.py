@@ -16,7 +16,7 @@ from aggregator.config import RunConfig
 from aggregator.merge import GlobalState
 from benchmarks.grid import Record
 from benchmarks.scoring import Scorer
-from benchmarks.simulation import Committed, SimulatedRun
+from benchmarks.simulation import Committed, Device, SimulatedRun
 from edge_client.trainers.resident_base import SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.manifest import Manifest
@@ -48,8 +48,8 @@ class Federated:
     """What a version is chosen by, higher being better."""
     score_every: int = 1
     """Rounds from one score to the next."""
-    training_s: Sequence[float] | None = None
-    """Seconds of virtual time that each device trains for one assignment; None: none."""
+    devices: Sequence[Device] | None = None
+    """How fast each device is, and when it is there; None: all are there, and nothing takes any time."""
 
 
 def run_federated(given: Federated) -> Record:
@@ -77,7 +77,7 @@ def run_federated(given: Federated) -> Record:
             given.manifest,
             trainers,
             seed=given.config.seed,
-            training_s=given.training_s,
+            devices=given.devices,
         ) as run,
     ):
         run.until_finished(lambda committed: watch.see(committed, run.clock()))

@@ -7,7 +7,7 @@ from aggregator.config import Mode, RunConfig
 from aggregator.store.objects import ObjectStore
 from aggregator.store.rows import UploadState
 from benchmarks.faults.recompute import recomputed_state
-from benchmarks.simulation import SimulatedRun
+from benchmarks.simulation import Device, SimulatedRun
 from benchmarks.simulation.manifests import toy_manifest
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 
@@ -40,7 +40,9 @@ def test_a_buffer_of_mixed_versions_is_recomputed_bit_by_bit(tmp_path: Path) -> 
         run="run", mode=Mode.ASYNC, rounds=6, cohort_size=2, default_rank=2, keep_versions=None, poll_s=1.0
     )
     trainers = [NumpyTrainer(seed=number, rank=number, num_examples=10 * number) for number in (1, 2, 3)]
-    with SimulatedRun(tmp_path, config, manifest, trainers, training_s=[1.0, 1.5, 7.0]) as run:
+    with SimulatedRun(
+        tmp_path, config, manifest, trainers, devices=[Device(assignment_s=seconds) for seconds in (1.0, 1.5, 7.0)]
+    ) as run:
         run.until_finished()
         versions, objects = run.journal.versions(), ObjectStore(tmp_path / "store")
         given = {row.token: row for number in range(1, 7) for row in run.journal.assignments(number)}

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from aggregator.config import RunConfig
-from benchmarks.simulation import Committed, MemoryNetwork, MemoryTransport, SimulatedRun
+from benchmarks.simulation import Committed, Device, MemoryNetwork, MemoryTransport, SimulatedRun
 from edge_client.methods.adapter import Adapter
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainer import LocalResult, Trainer
@@ -59,8 +59,8 @@ class Meter:
         self.received: Counter[str] = Counter()
         self._connect, network.connect = network.connect, self._metered  # type: ignore[method-assign]
 
-    def _metered(self, key: str) -> MemoryTransport:
-        link = self._connect(key)
+    def _metered(self, key: str, device: Device, heard: Callable[[], None]) -> MemoryTransport:
+        link = self._connect(key, device, heard)
         send, take = link.send, link.take
 
         def sending(frames: Frames) -> None:

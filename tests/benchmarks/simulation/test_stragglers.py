@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from aggregator.config import Mode, RunConfig
-from benchmarks.simulation import SimulatedRun
+from benchmarks.simulation import Device, SimulatedRun
 from benchmarks.simulation.committed import Committed
 from benchmarks.simulation.manifests import toy_manifest
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 
-TRAINING_S = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 20.0, 40.0)
+DEVICES = [Device(assignment_s=seconds) for seconds in (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 20.0, 40.0)]
 """Six devices of about one speed, and two that are many times slower."""
 MANIFEST = toy_manifest(rank_max=8, dense=0)
 TARGET = 0.25
@@ -21,7 +21,7 @@ TARGET = 0.25
 
 
 def fleet() -> list[NumpyTrainer]:
-    return [NumpyTrainer(seed=1 + i, rank=(2, 4, 8)[i % 3], rate=0.05) for i in range(len(TRAINING_S))]
+    return [NumpyTrainer(seed=1 + i, rank=(2, 4, 8)[i % 3], rate=0.05) for i in range(len(DEVICES))]
 
 
 def wanted() -> Mapping[str, NDArray[np.float64]]:
@@ -39,7 +39,7 @@ def curve(folder: Path, mode: Mode, rounds: int) -> list[tuple[float, float]]:
     """Virtual seconds and distance of every version."""
     config = RunConfig(run="run", mode=mode, rounds=rounds, cohort_size=4, default_rank=2, deadline_s=None, poll_s=1.0)
     found: list[tuple[float, float]] = []
-    with SimulatedRun(folder, config, MANIFEST, fleet(), training_s=TRAINING_S) as run:
+    with SimulatedRun(folder, config, MANIFEST, fleet(), devices=DEVICES) as run:
         run.until_finished(lambda version: found.append((run.clock(), distance(version))))
     return found
 
@@ -59,7 +59,7 @@ def test_slow_devices_take_part_in_buffers_too(tmp_path: Path) -> None:
     config = RunConfig(
         run="run", mode=Mode.ASYNC, rounds=24, cohort_size=4, default_rank=2, deadline_s=None, staleness_max=30
     )
-    with SimulatedRun(tmp_path, config, MANIFEST, fleet(), training_s=TRAINING_S) as run:
+    with SimulatedRun(tmp_path, config, MANIFEST, fleet(), devices=DEVICES) as run:
         run.until_finished()
         journal = run.journal
         staleness: dict[int, set[int]] = {}
@@ -77,7 +77,7 @@ def test_a_device_that_is_always_too_slow_costs_nobody_anything(tmp_path: Path) 
     config = RunConfig(
         run="run", mode=Mode.ASYNC, rounds=8, cohort_size=3, default_rank=2, deadline_s=None, staleness_max=2
     )
-    with SimulatedRun(tmp_path, config, MANIFEST, fleet(), training_s=TRAINING_S) as run:
+    with SimulatedRun(tmp_path, config, MANIFEST, fleet(), devices=DEVICES) as run:
         run.until_finished()  # no device fails: what is refused is dropped, and asked for anew
         uploads = [row for number in range(1, 9) for row in run.journal.uploads(number)]
     assert {int(row.client[-2:]) for row in uploads if row.state == "merged"} <= set(range(6))
@@ -88,6 +88,8 @@ def test_a_device_that_is_always_too_slow_costs_nobody_anything(tmp_path: Path) 
 def test_time_is_what_devices_take(tmp_path: Path, mode: Mode) -> None:
     config = RunConfig(run="run", mode=mode, rounds=1, cohort_size=2, default_rank=2, poll_s=0.1)
     trainers = [NumpyTrainer(seed=1), NumpyTrainer(seed=2)]
-    with SimulatedRun(tmp_path, config, MANIFEST, trainers, training_s=[3.0, 50.0]) as run:
+    with SimulatedRun(
+        tmp_path, config, MANIFEST, trainers, devices=[Device(assignment_s=3.0), Device(assignment_s=50.0)]
+    ) as run:
         run.until_finished()
         assert 50.0 <= run.clock() < 55.0

@@ -3,6 +3,7 @@
 import pytest
 
 from aggregator.config import RunConfig
+from benchmarks.simulation import Device
 from benchmarks.studies.federated import Federated, run_federated, tuned_values
 from edge_client.methods.head import Head
 from edge_client.methods.lora import Lora
@@ -81,7 +82,9 @@ def test_only_what_is_trained_travels(run):
 
 
 def test_virtual_time_is_that_of_the_slowest_device_of_each_round(run):
-    _, record = run(Head(), ranks=(1, 1), rounds=3, training_s=(1.0, 7.0), score_every=3)
+    _, record = run(
+        Head(), ranks=(1, 1), rounds=3, devices=(Device(assignment_s=1.0), Device(assignment_s=7.0)), score_every=3
+    )
     times = [point["virtual_s"] for point in record["curve"]]
     assert times[0] == 0.0
     assert 21.0 <= times[-1] < 30.0
