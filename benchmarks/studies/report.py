@@ -64,7 +64,8 @@ def _condition_table(study: Study, preset: Preset, records: Sequence[Record], co
     for arm in preset.arms or study.arms:
         of_arm = [record for record in here if record["arm"] == arm]
         if of_arm:
-            lines.append([arm, *(_score(here, arm, condition, task, preset.seeds) for task in preset.tasks), *_costs(of_arm, here)])
+            scores = (_score(here, arm, condition, task, preset.seeds) for task in preset.tasks)
+            lines.append([arm, *scores, *_costs(of_arm, here)])
     return format_table(header, lines)
 
 
