@@ -105,7 +105,7 @@ class Adapter(Method):
             faults.append(f"widths: expected a tuple of ascending whole numbers above 0, got {self.widths!r}")
         if self.placement not in _PLACEMENTS:
             faults.append(f"placement: expected one of {', '.join(_PLACEMENTS)}, got {self.placement!r}")
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in tuple(ACTIVATIONS):
             faults.append(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if faults:
             raise ConfigError("; ".join(faults))
@@ -113,11 +113,6 @@ class Adapter(Method):
     def declare(self, subject: Subject) -> Trainables:
         """See :meth:`edge_client.methods.interface.Method.declare`."""
         widths = self._widths(subject.rank_max)
-        if widths[-1] > subject.rank_max:
-            raise ConfigError(
-                f"widths: no device of this run is wider than its rank_max {subject.rank_max}, got {widths[-1]}: "
-                "raise rank_max, or leave that width out"
-            )
         bottleneck = self._bottleneck(subject.backbone, subject.rank_max, torch.device("meta"))
         rank_min = {
             parameter: lowest
@@ -148,7 +143,13 @@ class Adapter(Method):
         return DenseTuner(model, manifest)
 
     def _widths(self, rank_max: int) -> tuple[int, ...]:
-        return (rank_max,) if self.widths is None else self.widths
+        widths = (rank_max,) if self.widths is None else self.widths
+        if widths[-1] > rank_max:
+            raise ConfigError(
+                f"widths: no device of this run is wider than its rank_max {rank_max}, got {widths[-1]}: "
+                "raise rank_max, or leave that width out"
+            )
+        return widths
 
     def _bottleneck(self, backbone: PreTrainedModel, rank_max: int, device: torch.device) -> Bottleneck:
         widths = self._widths(rank_max)

@@ -74,7 +74,7 @@ class Lora(Method):
     """Low-rank updates of linear layers, at each device's own rank.
 
     Raises:
-        ConfigError: No target is named.
+        ConfigError: The targets are no names, or there is none.
     """
 
     target_modules: tuple[str, ...] | None = None
@@ -85,7 +85,12 @@ class Lora(Method):
     quantizations: ClassVar[frozenset[Quantization]] = frozenset(Quantization)
 
     def __post_init__(self) -> None:
-        if self.target_modules is not None and not self.target_modules:
+        targets: object = self.target_modules
+        if targets is None:
+            return
+        if not isinstance(targets, tuple) or not all(isinstance(each, str) for each in targets):
+            raise ConfigError(f"target_modules: expected a tuple of names, got {targets!r}")
+        if not targets:
             raise ConfigError("target_modules: expected at least one name, or none for all linear layers")
 
     def declare(self, subject: Subject) -> Trainables:

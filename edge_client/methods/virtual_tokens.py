@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["body_of", "check_length", "check_subject", "count_in", "install", "named_call"]
 
 
+_LENGTH_MAX = 4096
+"""Virtual tokens: a device makes room for as many as a manifest asks for before it compares their shapes."""
+
+
 def body_of(backbone: PreTrainedModel) -> PreTrainedModel:
     """The transformer under a model's heads; the model itself where it has none.
 
@@ -32,10 +36,10 @@ def check_length(method: str, length: object) -> None:
     """Refuses a length that is no number of tokens.
 
     Raises:
-        ConfigError: It is not an integer of at least 1.
+        ConfigError: It is not an integer, or out of bounds.
     """
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ConfigError(f"method {method!r}: length: expected a number of tokens, at least 1, got {length!r}")
+    if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= _LENGTH_MAX:
+        raise ConfigError(f"method {method!r}: length: expected a number of tokens, 1 to {_LENGTH_MAX}, got {length!r}")
 
 
 def check_subject(method: str, length: int, subject: Subject, argument: str) -> None:
