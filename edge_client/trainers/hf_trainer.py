@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from peft import PeftModel
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HFTrainerAdapter"]
 
+_TUNED_IN_PLACE: WeakSet[transformers.PreTrainedModel] = WeakSet()
+"""Bases with values or modules of a run in them: nobody can take those out again, as a LoRA is."""
 _TIMINGS = ("runtime", "_per_second", "epoch", "num_tokens")
 
 
@@ -88,13 +91,16 @@ class HFTrainerAdapter:
         """Checks the model against the manifest and says what this device is.
 
         Raises:
-            BaseModelError: It is not the run's base.
+            BaseModelError: It is not the run's base, or no longer: an earlier run tuned it in place.
             ConfigError: The run's task pools by itself, or does not allow this quantisation.
             DataError: The trainer has no training data.
         """
         if manifest != self._manifest:
             self._check(manifest)
-            self._tuner = method_of(manifest).tuner(TaskModel(self._base, manifest.task), manifest, self._lora)
+            method, own = method_of(manifest), {name for name, _ in self._base.named_parameters()}
+            if any(tensor.initializer is None or tensor.name not in own for tensor in manifest.dense):
+                _TUNED_IN_PLACE.add(self._base)
+            self._tuner = method.tuner(TaskModel(self._base, manifest.task), manifest, self._lora)
             self._manifest = manifest
         return TrainerInfo(
             fingerprint=manifest.base.fingerprint,
@@ -143,6 +149,11 @@ class HFTrainerAdapter:
         self._trainer.model = self._trainer.model_wrapped = self._tuner.model
 
     def _check(self, manifest: Manifest) -> None:
+        if self._base in _TUNED_IN_PLACE:
+            raise BaseModelError(
+                "an earlier run tuned the trainer's model in place, which is no longer the base: load it anew, and "
+                "make a trainer of it"
+            )
         checkpoint = Checkpoint.find(self._source)
         if checkpoint.fingerprint() != manifest.base.fingerprint:
             raise BaseModelError(f"the trainer's model is {self._source!r}, the run tunes {manifest.base.name!r}")

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from edge_client.errors import BaseModelError, ConfigError
+from edge_client.methods import METHODS
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainer import Cancelled
 from edge_client.trainers.hf_trainer import HFTrainerAdapter
@@ -165,6 +166,28 @@ def test_a_plain_trainer_trains_a_classifier_with_its_head(tiny_bert, tmp_path, 
     update = run(adapter, assign(2, batch_size=4), handout(manifest, 2)).update
     assert update.slots.any()
     assert all(value.any() for value in update.dense.values())
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "adapter", "bitfit", "full"])
+def test_a_model_that_a_run_tuned_in_place_takes_part_in_no_other(method, tiny_bert, tmp_path, handout):
+    """It is no longer the base that its fingerprint says; LoRA alone is taken off, and a fresh head starts anew."""
+    task = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+    args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    trainer = transformers.Trainer(model, args=args, train_dataset=[{"input_ids": [2, 3], "labels": 1}])
+    manifest = write_manifest(tiny_bert, task, method=METHODS[method](), rank_max=4)
+    adapter = HFTrainerAdapter(trainer, base=tiny_bert)
+    adapter.info(manifest)
+    adapter.install(handout(manifest, 4 if manifest.low_rank else 0, size=0.1), 4)
+    adapter.info(manifest)
+
+    later = write_manifest(tiny_bert, task)
+    if method in ("lora", "head"):
+        HFTrainerAdapter(trainer, base=tiny_bert).info(later)
+        return
+    for again in (adapter, HFTrainerAdapter(trainer, base=tiny_bert)):
+        with pytest.raises(BaseModelError, match="load it anew"):
+            again.info(later)
 
 
 def test_another_base_is_refused(sft, manifest, tiny_bert):
