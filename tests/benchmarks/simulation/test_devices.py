@@ -123,35 +123,35 @@ def test_infinite_speeds_are_not_written(tmp_path: Path) -> None:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_takes_the_time_of_its_steps(tmp_path: Path) -> None:
+def test_training_takes_the_time_of_its_steps(memory_folder: Path) -> None:
     config = replace(CONFIG, local=LocalTraining(max_steps=4))
-    assert 30.0 <= run(tmp_path, [Device(step_s=2.5)], config).clock() < 31.0
+    assert 30.0 <= run(memory_folder, [Device(step_s=2.5)], config).clock() < 31.0
 
 
-def test_transfers_take_the_time_of_the_bytes_that_were_carried(tmp_path: Path) -> None:
+def test_transfers_take_the_time_of_the_bytes_that_were_carried(memory_folder: Path) -> None:
     for name, device in (("up", Device(up_bytes_per_s=1000.0)), ("down", Device(down_bytes_per_s=500.0))):
-        simulated = run(tmp_path / name, [device])
+        simulated = run(memory_folder / name, [device])
         sent, received = simulated.traffic.sent, simulated.traffic.received
         least_s = sent / device.up_bytes_per_s + received / device.down_bytes_per_s
         assert least_s - 0.5 <= simulated.clock() < least_s + 1.0, name  # nobody waits for the last farewell
 
 
-def test_a_device_that_leaves_in_the_midst_of_training_goes_on_once_it_is_back(tmp_path: Path) -> None:
+def test_a_device_that_leaves_in_the_midst_of_training_goes_on_once_it_is_back(memory_folder: Path) -> None:
     for name, device in (
         ("there", Device(assignment_s=10.0)),
         ("away", Device(assignment_s=10.0, away=((4.0, 100.0),))),
     ):
-        (tmp_path / name).mkdir()
-        simulated = run(tmp_path / name, [device], replace(CONFIG, rounds=1))
+        (memory_folder / name).mkdir()
+        simulated = run(memory_folder / name, [device], replace(CONFIG, rounds=1))
         assert simulated.drivers[0].finished is not None
         assert (10.0 if name == "there" else 106.0) <= simulated.clock() < (11.0 if name == "there" else 110.0)
-        assert cohorts(tmp_path / name, 1) == [{0}]
+        assert cohorts(memory_folder / name, 1) == [{0}]
 
 
-def test_an_upload_that_breaks_off_as_its_device_leaves_is_finished_later(tmp_path: Path) -> None:
+def test_an_upload_that_breaks_off_as_its_device_leaves_is_finished_later(memory_folder: Path) -> None:
     device = Device(up_bytes_per_s=200.0, away=((6.0, 50.0),))
-    simulated = run(tmp_path, [device], replace(CONFIG, rounds=1))
-    assert cohorts(tmp_path, 1) == [{0}]
+    simulated = run(memory_folder, [device], replace(CONFIG, rounds=1))
+    assert cohorts(memory_folder, 1) == [{0}]
     assert simulated.clock() > 50.0
 
 
@@ -169,21 +169,21 @@ STAYS = Device(assignment_s=10.0)
     ],
     ids=["over-selection", "quorum", "deadline", "waiting"],
 )
-def test_rounds_survive_devices_that_vanish(tmp_path: Path, settings: dict[str, float], at_most_s: float) -> None:
+def test_rounds_survive_devices_that_vanish(memory_folder: Path, settings: dict[str, float], at_most_s: float) -> None:
     config = replace(CONFIG, cohort_size=3, poll_s=5.0, **settings)  # type: ignore[arg-type]
     committed: list[float] = []
     trainers = [NumpyTrainer(seed=number + 1, rank=2) for number in range(6)]
     devices = [LEAVES, STAYS, LEAVES, STAYS, STAYS, STAYS]
-    with SimulatedRun(tmp_path, config, MANIFEST, trainers, devices=devices) as simulated:
+    with SimulatedRun(memory_folder, config, MANIFEST, trainers, devices=devices) as simulated:
         simulated.until_finished(lambda version: committed.append(simulated.clock()))
     assert committed[-1] < at_most_s
     assert at_most_s < math.inf or committed[-1] > 1000.0, "there is nobody else to wait for"
     assert simulated.clock() > 1000.0, "all hold the final adapter in the end"
 
 
-def test_a_thousand_devices_of_which_ten_train_at_a_time_end_within_seconds(tmp_path: Path) -> None:
+def test_a_thousand_devices_of_which_ten_train_at_a_time_end_within_seconds(memory_folder: Path) -> None:
     devices = Fleet(step_s=0.1).draw(1000, seed=0)
     config = replace(CONFIG, cohort_size=10, over_selection=1.3, poll_s=20.0)
-    simulated = run(tmp_path, devices, config, steps_max=15_000)
+    simulated = run(memory_folder, devices, config, steps_max=15_000)
     assert all(driver.finished is not None for driver in simulated.drivers)
-    assert [len(cohort) for cohort in cohorts(tmp_path, 3)] == [10, 10, 10]
+    assert [len(cohort) for cohort in cohorts(memory_folder, 3)] == [10, 10, 10]

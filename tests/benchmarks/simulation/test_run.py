@@ -25,14 +25,9 @@ RANKS = (1, 2, 4, 8)
 Start = Callable[..., SimulatedRun]
 
 
-MEMORY_DISK = Path("/dev/shm")
-"""Where it exists, runs live there: they fsync at every step, and durability is tested elsewhere."""
-
-
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(memory_folder: Path) -> Iterator[Start]:
     """Starts runs, each in a folder of its own, and ends them with the test."""
-    root = MEMORY_DISK if MEMORY_DISK.is_dir() else tmp_path
     with ExitStack() as stack:
 
         def started(*, rounds: int = 3, rate: float = 0.5, residual: bool = False, **settings: object) -> SimulatedRun:
@@ -41,7 +36,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 NumpyTrainer(seed=index + 1, rank=rank, rate=rate, residual=residual)
                 for index, rank in enumerate(RANKS)
             ]
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root)))
+            folder = Path(tempfile.mkdtemp(dir=memory_folder))
             return stack.enter_context(SimulatedRun(folder, config, MANIFEST, trainers))
 
         yield started
