@@ -56,7 +56,7 @@ def study_command(study: Study) -> Callable[..., Planned]:
         data: Folder with a folder per task ({tasks}); from the hub if left out.
         model: Hub id or folder of the base model; {base} if left out.
         cells: File that finished runs are added to, and that says which need not be run again.
-        workers: Processes, one core each.
+        workers: Processes, one core each; or ray:HOST:PORT, a Ray cluster, or ray, one of this machine.
         runs: Most runs to do now; 0 reports what is stored; all that are missing if left out.
         out: File for the result, as JSON.
         plot: File for a figure, such as {study.name}.png.

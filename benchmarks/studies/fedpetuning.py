@@ -65,7 +65,7 @@ STUDY = Study(
         "tiny": Preset(
             tasks=("sst2",),
             arms=("lora", "prefix"),
-            conditions=("alpha 1", "centralised", "alone"),
+            conditions=("alpha 1", "alone"),
             seeds=2,
             rounds=1,
             batch_size=8,

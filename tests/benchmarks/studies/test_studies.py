@@ -166,15 +166,15 @@ def test_a_study_tunes_runs_reports_and_does_nothing_twice(films, tiny_bert, tmp
     assert len(stored.read_text().splitlines()) == 1
     assert run_command([*command, f"--out={out}", f"--plot={tmp_path / 'study.png'}"]) == 0
     said = capsys.readouterr().out
-    assert "12 of 12 runs" in said
+    assert "8 of 8 runs" in said
     count = len(stored.read_text().splitlines())
-    assert count == 4 + 12 - 2  # of the study's runs two are those that chose the rates
+    assert count == 4 + 8 - 2  # of the study's runs two are those that chose the rates
     assert run_command([*command, f"--out={out}"]) == 0
     assert len(stored.read_text().splitlines()) == count
     rows = json.loads(out.read_text())["rows"]
     runs = [row for row in rows if row["kind"] == "run"]
-    assert len(runs) == 12
-    assert {run["condition"] for run in runs} == {"alpha 1", "centralised", "alone"}
+    assert len(runs) == 8
+    assert {run["condition"] for run in runs} == {"alpha 1", "alone"}
     federated = [run for run in runs if run["condition"] == "alpha 1"]
     assert all(run["best"]["validation"] == max(p["accuracy"] for p in run["curve"]) for run in federated)
     checked = [row["what"] for row in rows if row["kind"] == "claim" and row["verdict"] != "not run"]
