@@ -29,7 +29,7 @@ test-gpu: $(VENV)/.stamp-dev  ## the tests that need a CUDA device
 
 test-extras:  ## the tests that need the extras ray and flower, in an environment of their own
 	$(MAKE) VENV=$(VENV)-extras "$(VENV)-extras/.stamp-dev,ray,flower"
-	$(VENV)-extras/bin/python -m pytest -m "not gpu" tests/aggregator/workers/test_ray.py tests/aggregator/integrations
+	$(VENV)-extras/bin/python -m pytest -m "not gpu" tests/aggregator/workers/test_ray.py tests/aggregator/integrations tests/benchmarks/grid/test_ray_cells.py
 
 lint: $(VENV)/.stamp-dev  ## format, style, types and import contract; changes nothing
 	$(BIN)/ruff format --check .

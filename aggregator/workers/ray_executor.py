@@ -57,16 +57,18 @@ class RayExecutor(Executor):
     """Runs tasks on a cluster, as many at a time as it has CPUs. Ray connects a process to one cluster at a time.
 
     Args:
-        address: ``HOST:PORT`` of the cluster's head. This machine has to be one of its nodes (``ray start``).
+        address: ``HOST:PORT`` of the cluster's head. This machine has to be one of its nodes (``ray start``). None: a
+            cluster is made of this machine, and ends with the executor.
 
     Raises:
         BrokenExecutor: No cluster answers there, or this machine is none of its nodes.
     """
 
-    def __init__(self, address: str) -> None:
-        _check_answers(address)
+    def __init__(self, address: str | None) -> None:
+        if address is not None:
+            _check_answers(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RayError) as error:
             hint = f"if this machine is none of its nodes yet, run `ray start --address {address}` on it"
             raise BrokenExecutor(f"the Ray cluster at {address} takes no work from here; {hint}: {error}") from error

@@ -1,11 +1,10 @@
-"""Runs cells, several at a time in processes of their own."""
+"""Runs cells, several at a time, in processes of this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar
@@ -14,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.command_line import BenchmarkError
 from benchmarks.grid.cell_file import Record, title
+from benchmarks.grid.workers import Processes, Ray, Workers
 from benchmarks.simulation import StalledError
 from edge_client.errors import EdgeClientError
 
@@ -22,34 +22,46 @@ __all__ = ["one_thread", "or_failure", "run_cells"]
 Work = TypeVar("Work")
 
 
-def run_cells(run: Callable[[Work], Record], work: Sequence[Work], workers: int) -> Iterator[Record]:
+def run_cells(run: Callable[[Work], Record], work: Sequence[Work], workers: Workers) -> Iterator[Record]:
     """Runs cells.
 
     Args:
         run: Runs one; a function of a module, that a process which knows nothing yet can import.
-        work: All that it needs for each cell, to be pickled.
-        workers: Processes; 1: this one.
+        work: All that it needs for each cell, to be pickled. Folders that it names, every machine has to have.
+        workers: Who runs them.
 
     Yields:
         Each record once it is there.
 
     Raises:
-        BenchmarkError: A process died.
+        BenchmarkError: A process died, or the cluster failed.
     """
-    workers = min(workers, len(work))
-    if workers <= 1:
+    if not work:
+        return
+    if workers == Processes(1):
         yield from map(run, work)
         return
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: list[Future[Record]] = [pool.submit(run, one) for one in work]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise BenchmarkError("a process that ran cells was killed; start again, finished cells are kept") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        with _pool(workers, len(work)) as pool:
+            futures: list[Future[Record]] = [pool.submit(run, one) for one in work]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    except BrokenExecutor as error:
+        raise BenchmarkError(f"cells cannot be run there: {error}; start again, finished cells are kept") from error
+
+
+def _pool(workers: Workers, cells: int) -> Executor:
+    match workers:
+        case Processes(count=count):
+            spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+            return ProcessPoolExecutor(min(count, cells), mp_context=spawn)
+        case Ray(address=address):
+            from aggregator.workers.ray_executor import RayExecutor
+
+            return RayExecutor(address)
 
 
 def or_failure(cell: object, run: Callable[[], Record]) -> Record:

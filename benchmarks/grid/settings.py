@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks.flags import absolute, flag_faults, refuse
+from benchmarks.grid.workers import Processes, Workers, read_workers
 
 __all__ = ["GridSettings"]
 
@@ -26,8 +27,8 @@ class GridSettings:
     """Hub id or folder of the base model; None: the benchmark's own choice."""
     cells: Path | None
     """Where finished cells are stored, and looked for; None: nowhere."""
-    workers: int
-    """Processes that run cells."""
+    workers: Workers
+    """Who runs cells."""
     runs: int | None
     """Most cells to run now; None: all that are missing."""
     out: Path | None
@@ -61,7 +62,7 @@ class GridSettings:
             data: A folder that there is.
             model: Hub id or folder.
             cells: A file.
-            workers: A whole number from 1 to 256.
+            workers: As :func:`~benchmarks.grid.workers.read_workers` takes it.
             runs: A whole number.
             out: A file.
             plot: A file.
@@ -71,8 +72,11 @@ class GridSettings:
         """
         files = {"cells": cells, "out": out, "plot": plot}
         faults = [*faults, *flag_faults(presets, preset=preset, seed=seed, files=files, data=data, model=model)]
-        if not (str(workers).isdecimal() and 1 <= int(workers) <= 256):
-            faults.append(f"--workers: expected a whole number from 1 to 256, got {workers!r}")
+        who: Workers = Processes(1)
+        try:
+            who = read_workers(str(workers))
+        except ValueError as error:
+            faults.append(f"--workers: {error}")
         if runs is not None and not str(runs).isdecimal():
             faults.append(f"--runs: expected a whole number from 0, got {runs!r}")
         if isinstance(data, str) and not Path(data).is_dir():
@@ -84,7 +88,7 @@ class GridSettings:
             data=absolute(data),
             model=model,
             cells=absolute(cells),
-            workers=int(workers),
+            workers=who,
             runs=None if runs is None else int(runs),
             out=absolute(out),
             plot=absolute(plot),

@@ -28,7 +28,7 @@ def plan(
         data: Folder with a folder per task (sst2, agnews, mrpc, rte, qqp); from the hub if left out.
         model: Hub id or folder of the base model: a small Llama such as stories260K; of minilm, all-MiniLM-L6-v2.
         cells: File that finished runs are added to, and that says which need not be run again.
-        workers: Processes, one core each.
+        workers: Processes, one core each; or ray:HOST:PORT, a Ray cluster, or ray, one of this machine.
         runs: Most runs to do now; 0 reports what is stored; all that are missing if left out.
         out: File for the result, as JSON.
         plot: File for a figure, such as hlora.png.
