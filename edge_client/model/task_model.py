@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,14 @@ class TaskModel(nn.Module):
             self.head = nn.Linear(backbone.config.hidden_size, outputs, device=backbone.device, dtype=torch.float32)
         if task.kind is TaskKind.EMBEDDING and task.pooling is Pooling.MODEL and not hasattr(backbone, "pooler"):
             raise BaseModelError(f"{type(backbone).__name__} has no pooling of its own: use pooling 'mean' or 'cls'")
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for batch normalisation: its statistics stay the base's, since they do not travel."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def owner(self, name: str) -> tuple[nn.Module, nn.Parameter]:
         """The module that owns a parameter, and the parameter, by the name that the manifest gives it.
