@@ -112,7 +112,7 @@ class Adapter(Method):
 
     def declare(self, subject: Subject) -> Trainables:
         """See :meth:`edge_client.methods.interface.Method.declare`."""
-        widths = self._widths(subject.rank_max)
+        widths, projections = self._widths(subject.rank_max), tuple(self._projections(subject.backbone))
         bottleneck = self._bottleneck(subject.backbone, subject.rank_max, torch.device("meta"))
         rank_min = {
             parameter: lowest
@@ -127,7 +127,7 @@ class Adapter(Method):
                     initializer=_initializer(name, tuple(parameter.shape), subject),
                     rank_min=rank_min[parameter],
                 )
-                for projection in self._projections(subject.backbone)
+                for projection in projections
                 for name, parameter in bottleneck.named_parameters(f"{projection}.{CHILD}")
             )
         )

@@ -151,10 +151,16 @@ class TestDeclaring:
             outputs = module.weight.shape[1] if isinstance(module, Conv1D) else module.out_features
             assert outputs == config.hidden_size
 
-    def test_an_unknown_family_is_named(self):
-        config = transformers.OPTConfig(num_hidden_layers=1)
-        with pytest.raises(ConfigError, match=r"expected a model of type bert, .*vit, got 'opt'"):
-            Adapter().declare(subject(on_meta(transformers.OPTModel, config)))
+    @pytest.mark.parametrize(
+        ("architecture", "config"),
+        [
+            (transformers.OPTModel, transformers.OPTConfig(num_hidden_layers=1)),
+            (transformers.ResNetModel, transformers.ResNetConfig(depths=[1], hidden_sizes=[8])),
+        ],
+    )
+    def test_an_unknown_family_is_named(self, architecture, config):
+        with pytest.raises(ConfigError, match=rf"expected a model of type bert, .*vit, got '{config.model_type}'"):
+            Adapter().declare(subject(on_meta(architecture, config)))
 
     def test_a_width_above_the_highest_rank_is_refused(self, tiny_bert):
         with pytest.raises(ConfigError, match="wider than its rank_max 16, got 64: raise rank_max"):
