@@ -69,4 +69,5 @@ def train_locally(
 
 def _plus(adapter: AdapterTensors, change: AdapterTensors) -> AdapterTensors:
     dense = {name: value + change.dense[name] for name, value in adapter.dense.items()}
-    return AdapterTensors(dense, adapter.slots + change.slots)
+    slots = adapter.slots + change.slots if change.slots.size else adapter.slots  # no low-rank module, no change of one
+    return AdapterTensors(dense, slots)

@@ -1,10 +1,12 @@
 import numpy as np
+import pytest
 
 from benchmarks.local import fresh_adapter, local_assignment, train_locally
 from benchmarks.simulation.manifests import toy_manifest
+from edge_client.trainer import LocalResult
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import Assignment, AssignmentKind, LocalTraining
-from protocol.payload import Layout
+from protocol.payload import AdapterTensors, Layout
 
 MANIFEST = toy_manifest(rank_max=4)
 
@@ -41,6 +43,22 @@ def test_a_trainer_that_does_nothing_leaves_the_adapter_as_it_was() -> None:
     start = fresh_adapter(MANIFEST, 4, seed=0)
     ended = train_locally(trainer(rate=0.0), start, rounds=3, local=LocalTraining(), seed=0)
     np.testing.assert_array_equal(ended.slots, start.slots)
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_a_run_without_low_rank_modules_goes_on_at_its_rank(rank: int) -> None:
+    class Dense:
+        def info(self, manifest):  # type: ignore[no-untyped-def]
+            raise NotImplementedError
+
+        def run(self, assignment, handout, **calls):  # type: ignore[no-untyped-def]
+            change = AdapterTensors({"h": np.ones(3, np.float32)}, np.zeros((0, 0), np.float32))
+            return LocalResult(update=change, num_examples=1, metrics={"rank": float(assignment.rank)})
+
+    start = AdapterTensors({"h": np.zeros(3, np.float32)}, np.zeros((rank, 0), np.float32))
+    ended = train_locally(Dense(), start, rounds=3, local=LocalTraining(), seed=0)
+    assert ended.rank == rank
+    np.testing.assert_array_equal(ended.dense["h"], np.full(3, 3.0))
 
 
 def test_rounds_have_different_seeds_and_are_told() -> None:
