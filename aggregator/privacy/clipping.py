@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from aggregator.merge import Cohort, Factors
 from aggregator.merge.encoded import factors_of_adapter
@@ -62,7 +63,8 @@ def update_norms(
 ) -> list[float]:
     """``‖D_i‖``: Frobenius norm of what each device changed, over all products ``s·BA`` and dense tensors together.
 
-    ``D = dB̂·A₀ + (B̂₀ + dB̂)·dA`` has rank ``2r`` at most, so no matrix is multiplied out.
+    ``D = dB̂·A₀ + (B̂₀ + dB̂)·dA`` has rank ``2r`` at most, so no matrix is multiplied out. They are found with
+    one BLAS thread, as all that is merged: with another number the last bits are others.
 
     Raises:
         MergeError: An update does not fit.
@@ -70,9 +72,10 @@ def update_norms(
     layout = check_handout(handout, manifest)
     alone = [Cohort.of([update], manifest, handout.rank) for update in updates]
     squares = [0.0] * len(alone)
-    for module in manifest.low_rank:
-        for at, norm in enumerate(_module_norms(alone, module, handout, layout)):
-            squares[at] += norm**2
+    with threadpool_limits(1):
+        for module in manifest.low_rank:
+            for at, norm in enumerate(_module_norms(alone, module, handout, layout)):
+                squares[at] += norm**2
     for tensor in manifest.dense:
         for at, cohort in enumerate(alone):
             squares[at] += sum(float(np.sum(change**2)) for _, change in cohort.changes(tensor))

@@ -1,11 +1,15 @@
 """Clipping in product space: norms against multiplied-out matrices, and how far one device can move a merge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from aggregator.merge import ClientUpdate, GlobalState, MergeError
+from aggregator.merge import ClientUpdate, EncodedAdapter, GlobalState, MergeError
 from aggregator.merge.strategies import Delta
 from aggregator.privacy.clipping import Clipping, update_norms
+from protocol.codecs import Codec
 from protocol.payload import AdapterTensors, Factor, Layout
 
 
@@ -98,3 +102,20 @@ def test_an_update_that_does_not_fit_is_refused_by_name(manifest):
     handout = adapter(Layout.of(manifest), 1, 1)
     with pytest.raises(MergeError, match="update of 'a'"):
         update_norms([update(manifest, "a", 3)], manifest, handout)
+
+
+def test_norms_are_found_with_one_thread_whatever_the_process_has(manifest):
+    """With another number the last bits are others, and an offline recompute would not meet the version's."""
+    modules_alone = replace(manifest, dense=())
+    given, seen = update(modules_alone, "a", 2), []
+    layout, codec = Layout.of(modules_alone), Codec.FP32
+    data = memoryview(layout.encode(given.tensors, codec))
+
+    def read():
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return data
+
+    stored = replace(given, tensors=EncodedAdapter(layout=layout, read=read, rank=2, codec=codec))
+    with threadpool_limits(2):
+        update_norms([stored], modules_alone, adapter(layout, 2, seed=1))
+    assert seen[-1] == 1
