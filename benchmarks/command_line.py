@@ -26,6 +26,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "fedpetuning": "benchmarks.studies.fedpetuning",
         "fedpeft": "benchmarks.studies.fedpeft",
         "fedpeptao": "benchmarks.studies.fedpeptao",
+        "attack": "benchmarks.attacks",
     }
 )
 """Each benchmark's module. Its function ``plan`` returns a :class:`Planned`; its keyword-only parameters are the flags,

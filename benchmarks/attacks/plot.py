@@ -1,0 +1,68 @@
+"""Draws what each attack reads of each method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.attacks.experiment import ATTACKS, FREQUENT, ROUNDS, Finding
+from benchmarks.attacks.report import PUBLISHED, mean_f1
+from benchmarks.command_line import BenchmarkError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_findings"]
+
+_COLORS = {"embedding rows": "#c1272d", "span": "#8250a8", "DLG": "#3b5b92"}
+_WIDTH = 0.26
+
+
+def plot_findings(findings: Sequence[Finding], path: Path) -> None:
+    """Draws the figure: F1 on gradients, a column for each round, a row for each size of batch.
+
+    Args:
+        findings: All of them.
+        path: The figure's file; its suffix says which format.
+
+    Raises:
+        BenchmarkError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
+    batches = sorted({finding.batch for finding in findings})
+    figure = Figure(figsize=(13, 1.2 + 2.6 * len(batches)), layout="constrained")
+    grid = figure.subplots(len(batches), len(ROUNDS), squeeze=False, sharex=True, sharey=True)
+    for batch, line in zip(batches, grid, strict=True):
+        for number, axes in zip(ROUNDS, line, strict=True):
+            _bars(axes, [f for f in findings if f.batch == batch], number, batch)
+        line[0].set_ylabel("F1 of tokens")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle("What is read from the gradient of what a method trains (no bar: nothing found, x: not applicable)")
+    figure.savefig(path, dpi=130)
+
+
+def _bars(axes: Axes, findings: Sequence[Finding], number: str, batch: int) -> None:
+    arms = list(dict.fromkeys(finding.arm for finding in findings))
+    for shift, attack in enumerate(ATTACKS):
+        found = [mean_f1(findings, arm=a, round=number, view="gradient", attack=attack) for a in arms]
+        at = np.arange(len(arms)) + (shift - 1) * _WIDTH
+        axes.bar(at, [value or 0.0 for value in found], _WIDTH, color=_COLORS[attack], label=attack)
+        missing = [place for place, value in zip(at, found, strict=True) if value is None]
+        axes.plot(missing, [0.02] * len(missing), "x", color=_COLORS[attack], markersize=4, linestyle="none")
+    published = [PUBLISHED.get(arm, {}).get(batch, np.nan) for arm in arms]
+    axes.plot(np.arange(len(arms)) + _WIDTH, published, "D", color="0.2", markersize=4, label="DLG as published")
+    guess = mean_f1(findings, attack=FREQUENT)
+    if guess is not None:
+        axes.axhline(guess, color="0.5", linestyle="--", linewidth=1, label=FREQUENT)
+    axes.set_xticks(np.arange(len(arms)), arms)
+    axes.set_ylim(0, 1.04)
+    axes.set_title(f"{number} round, {batch} text{'s' if batch > 1 else ''} a batch", fontsize=10)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
