@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -132,13 +133,12 @@ def _compute_in_fp32(module: nn.Module, dtype: torch.dtype, *, restore: bool) ->
         restore: Whether its output goes back to ``dtype``: a module of the body, unlike a head.
     """
     module.float()
+    # Bound by ``partial``, here and below, so that a copy of the model computes with parameters of its own.
+    module.forward = partial(_forward_in_fp32, module.forward, dtype if restore else torch.float32)
 
-    def forward(original: Any, values: Tensor) -> Tensor:
-        output: Tensor = original(values.float())
-        return output.to(dtype) if restore else output
 
-    inner = module.forward
-    module.forward = lambda values: forward(inner, values)
+def _forward_in_fp32(forward: Callable[[Tensor], Tensor], dtype: torch.dtype, values: Tensor) -> Tensor:
+    return forward(values.float()).to(dtype)
 
 
 def _add_bias_in_fp32(linear: Any) -> nn.Parameter:
@@ -156,15 +156,15 @@ def _add_bias_in_fp32(linear: Any) -> nn.Parameter:
         return cast(nn.Parameter, linear.bias)
     bias = nn.Parameter(linear.bias.float(), requires_grad=False)
     none = nn.Parameter(torch.zeros_like(linear.bias), requires_grad=False)
-    multiply, linear.bias = linear.forward, bias
-
-    def forward(values: Tensor) -> Tensor:
-        linear.bias = none
-        try:
-            product: Tensor = multiply(values)
-        finally:
-            linear.bias = bias
-        return (product.float() + bias).to(product.dtype)
-
-    linear.forward = forward
+    linear.forward, linear.bias = partial(_multiply_and_add, linear, linear.forward, none), bias
     return bias
+
+
+def _multiply_and_add(linear: Any, multiply: Callable[[Tensor], Tensor], none: nn.Parameter, values: Tensor) -> Tensor:
+    bias, linear.bias = linear.bias, none
+    try:
+        product = multiply(values)
+    finally:
+        linear.bias = bias
+    output: Tensor = (product.float() + bias).to(product.dtype)
+    return output

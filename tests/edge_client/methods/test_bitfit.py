@@ -1,5 +1,6 @@
 """BitFit: biases alone are trained, in fp32, and the weights beside them stay as they are held."""
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,21 @@ def test_images_in_fp32_go_through_a_bf16_model_whose_first_bias_is_trained(tiny
         (scores[-1] ** 2).mean().backward()
         assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
     torch.testing.assert_close(scores[1], scores[0], rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.BF16])
+def test_a_copy_of_the_model_has_biases_of_its_own(tiny_bert, quantization, handout):
+    manifest = write_manifest(tiny_bert, LABELS, method=BitFit())
+    model = load(tiny_bert, manifest, quantization, torch.bfloat16)
+    BitFit().tuner(model, manifest, LoraSettings()).load(handout(manifest, 1, size=0.1), 1, Layout.of(manifest))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model.logits(BATCH)
+        for name, parameter in other.named_parameters():
+            if "backbone" in name and name.endswith("bias"):
+                parameter.zero_()
+        assert not torch.allclose(other.logits(BATCH), before, rtol=0.05)
+        assert torch.equal(model.logits(BATCH), before)
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
