@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +15,14 @@ from benchmarks.data.tasks import TASKS, source_of
 from benchmarks.grid import CellFile, GridSettings, Record, cell_of, run_cells, title
 from benchmarks.models import model_or_minilm
 from benchmarks.stages import Stages
-from benchmarks.studies.design import Cell, Study
+from benchmarks.studies.design import Cell, Condition, Study
 from benchmarks.studies.experiment import Work, run_work
 from benchmarks.studies.plan import chosen_rates, study_cells, tuning_cells
 from benchmarks.studies.plot import plot_study
 from benchmarks.studies.report import rows, tables, unchecked
 from benchmarks.vision.base import vision_base
 
-__all__ = ["run_study"]
+__all__ = ["plain_condition", "run_study"]
 
 
 def run_study(study: Study, settings: GridSettings) -> None:
@@ -110,6 +111,14 @@ class _Run:
             "score_every": preset.score_every,
             "task": asdict(TASKS[cell.task]),
             "arm": arm,
-            "condition": asdict(study.conditions[cell.condition]),
+            "condition": plain_condition(study.conditions[cell.condition]),
         }
         return dict(json.loads(json.dumps(found)))
+
+
+def plain_condition(condition: Condition) -> Record:
+    """A condition as JSON has it: without what is infinite, and without devices of which nothing is said."""
+    plain = asdict(condition)
+    if condition.fleet is not None:
+        plain["fleet"] = {name: value for name, value in asdict(condition.fleet).items() if value != math.inf}
+    return {name: value for name, value in plain.items() if value or name not in ("fleet", "server")}

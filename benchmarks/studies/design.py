@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.data.partitions import Scheme
+from benchmarks.simulation.devices import Fleet
 
 if TYPE_CHECKING:
     from benchmarks.studies.claims import Claim
@@ -63,6 +64,10 @@ class Condition:
     """Who trains on what."""
     local: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`protocol.assignment.LocalTraining` that are this condition's own."""
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`aggregator.config.RunConfig` that are this condition's own; an arm's go before."""
+    fleet: Fleet | None = None
+    """What the devices' speeds and absences are drawn from; None: all are there, and nothing takes any time."""
     arms: Sequence[str] | None = None
     """Arms that it is about; None: all."""
 

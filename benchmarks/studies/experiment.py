@@ -26,7 +26,7 @@ from protocol.assignment import LocalTraining
 from protocol.codecs import Codec
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
 
-__all__ = ["Work", "run_work"]
+__all__ = ["Work", "run_config", "run_work"]
 
 Data = ClassificationData | ImageData
 
@@ -75,7 +75,7 @@ def _run(work: Work) -> Record:
     base = _base(work.model, work.arm.method)
     given = Federated(
         manifest=manifest,
-        config=_config(work),
+        config=run_config(work),
         base=base,
         parts=parts,
         ranks=[work.arm.rank] * len(parts),
@@ -83,6 +83,7 @@ def _run(work: Work) -> Record:
         test=data.test,
         metric=TASKS[cell.task].metric,
         score_every=work.preset.score_every,
+        devices=None if condition.fleet is None else condition.fleet.draw(len(parts), cell.seed),
     )
     return {**found, **run_federated(given)}
 
@@ -102,19 +103,19 @@ def _alone(work: Work, manifest: Manifest, parts: Sequence[Rows], test: Rows) ->
     return {"last": {"test": test_scores}, "tuned": tuned_values(manifest, rank)}
 
 
-def _config(work: Work) -> RunConfig:
+def run_config(work: Work) -> RunConfig:
+    """How the rounds of a cell go."""
     pooled = work.condition.regime is Regime.CENTRALISED
     return RunConfig(
         run="study",
         rounds=work.preset.rounds,
         cohort_size=1 if pooled else work.condition.cohort,
-        deadline_s=None,
         default_rank=work.arm.rank,
         handout_codec=Codec.FP32,
         update_codec=Codec.FP32,
         local=_local(work),
         seed=work.cell.seed,
-        **work.arm.server,
+        **{"deadline_s": None, **work.condition.server, **work.arm.server},
     )
 
 

@@ -9,6 +9,7 @@ by the devices within the run.
 from __future__ import annotations
 
 from aggregator.optimizers import OptimizerName
+from benchmarks.simulation.devices import Fleet
 from benchmarks.studies.claims import Claim
 from benchmarks.studies.cli import study_command
 from benchmarks.studies.design import Arm, Condition, Preset, Study
@@ -37,11 +38,19 @@ def _ahead(of: str) -> Claim:
     return Claim(what=f"fedpeptao is ahead of {of}", ahead=[("fedpeptao", "alpha 1")], behind=[(of, "alpha 1")])
 
 
+_PHONES = Condition(
+    clients=100,
+    participation=0.1,
+    server={"over_selection": 1.3, "quorum": 8, "deadline_s": 600.0},
+    fleet=Fleet(step_s=2.0, up_bytes_per_s=2.5e5, down_bytes_per_s=1e6, there_s=1800.0, away_s=600.0),
+)
+"""A quarter of a hundred devices is away at a time; rounds close without the slowest ones."""
+
 STUDY = Study(
     name="fedpeptao",
     question="Do fewer layers' prefixes, chosen by the devices, learn as well as all, and faster?",
     arms=_ARMS,
-    conditions={"alpha 1": Condition(), "alpha 0.1": Condition(alpha=0.1)},
+    conditions={"alpha 1": Condition(), "alpha 0.1": Condition(alpha=0.1), "phones": _PHONES},
     presets={
         "quick": Preset(
             tasks=("sst2",),

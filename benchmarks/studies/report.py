@@ -11,6 +11,7 @@ from benchmarks.data.tasks import TASKS
 from benchmarks.grid import Record, cell_of, title
 from benchmarks.studies.claims import Finding, Verdict, scores_of
 from benchmarks.studies.design import Cell, Preset, Study
+from benchmarks.studies.targets import target_table
 from benchmarks.table import format_bytes, format_table
 
 __all__ = ["findings", "rows", "tables", "unchecked"]
@@ -25,9 +26,14 @@ def tables(study: Study, preset: Preset, records: Sequence[Record]) -> str:
     Scores are per cent on the test rows, mean and standard deviation over seeds; where some seeds are not run yet, or
     diverged, over how many. Tuned: values that a device trains, and what part that is of full fine-tuning. Bytes: of
     all devices together over the run, both ways, as counted on the simulated wire. Rounds: to the version that
-    validates best.
+    validates best. Then, what it takes to a target that is the same for all arms (:mod:`.targets`).
     """
-    parts = [_condition_table(study, preset, records, name) for name in preset.conditions or study.conditions]
+    arms, conditions = list(preset.arms or study.arms), preset.conditions or study.conditions
+    parts = [
+        table
+        for name in conditions
+        for table in (_condition_table(study, preset, records, name), target_table(arms, records, name))
+    ]
     failed = [f"{title(cell_of(record, Cell))}: {record['failure']}" for record in records if "failure" in record]
     return "\n\n".join([*filter(None, parts), _claim_table(findings(study, records)), *failed])
 

@@ -31,7 +31,7 @@ TOY = Study(
 
 
 def record(cell: Cell, validation: float = 0.5, test: float = 0.5) -> dict:
-    point = {"round": 1, "accuracy": validation, "bytes_up": 10, "bytes_down": 20}
+    point = {"round": 1, "accuracy": validation, "bytes_up": 10, "bytes_down": 20, "virtual_s": 1.0}
     best = {"round": 1, "validation": validation, "test": {"accuracy": test}}
     return {
         **asdict(cell),
