@@ -71,25 +71,26 @@ def lanczos(product: Product, start: NDArray[np.float64], steps: int) -> Spectru
     Args:
         product: ``v ↦ Hv``.
         start: ``[n]``, not zero.
-        steps: Products at most; fewer where the start's directions are used up.
+        steps: Products at most; fewer where the start's directions are used up. Memory is ``8·n·steps`` bytes.
 
     Reference: Ghorbani, Krishnan, Xiao, "An Investigation into Neural Net Optimization via Hessian Eigenvalue Density",
     2019, arXiv:1901.10159, section 2.
     """
-    basis = [start / np.linalg.norm(start)]
+    basis = np.empty((min(steps, len(start)), len(start)))
+    basis[0] = start / np.linalg.norm(start)
     diagonal: list[float] = []
     beside: list[float] = []
     while True:
-        image = product(basis[-1])
-        diagonal.append(float(basis[-1] @ image))
-        span = np.stack(basis)
+        span = basis[: len(diagonal) + 1]
+        image = product(span[-1])
+        diagonal.append(float(span[-1] @ image))
         for _ in range(2):  # once leaves what rounding leaves
             image = image - span.T @ (span @ image)
         length = float(np.linalg.norm(image))
-        if len(diagonal) == min(steps, len(start)) or length <= 1e-10 * max(1e-300, *map(abs, diagonal), *beside):
+        if len(diagonal) == len(basis) or length <= 1e-10 * max(1e-300, *map(abs, diagonal), *beside):
             break
         beside.append(length)
-        basis.append(image / length)
+        basis[len(diagonal)] = image / length
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
     return Spectrum(nodes, vectors[0] ** 2)
 
