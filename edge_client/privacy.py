@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from edge_client.errors import BudgetSpentError, ConfigError, PrivacyError
@@ -73,7 +73,7 @@ def epsilon(charges: Sequence[Charge], delta: float) -> float:
     return _epsilon(tuple(charges), delta)
 
 
-@cache  # the simulated devices of one process have few histories between them
+@lru_cache(maxsize=4096)  # the simulated devices of one process have few histories between them
 def _epsilon(charges: tuple[Charge, ...], delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent  # with SciPy: seconds, and for private runs alone
     from dp_accounting.rdp import RdpAccountant
