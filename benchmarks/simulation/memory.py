@@ -12,7 +12,7 @@ from benchmarks.simulation.devices import Device
 from edge_client.transport import Connected, Disconnected, LinkEvent, Received
 from protocol.header import Frames
 
-__all__ = ["MemoryNetwork", "MemoryTransport"]
+__all__ = ["Lane", "MemoryNetwork", "MemoryTransport"]
 
 
 class Lane:

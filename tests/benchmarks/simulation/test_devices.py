@@ -15,6 +15,7 @@ from aggregator.config import RunConfig
 from aggregator.store.journal import Journal
 from benchmarks.simulation import Device, Fleet, SimulatedRun, read_devices, write_devices
 from benchmarks.simulation.manifests import toy_manifest
+from benchmarks.simulation.memory import Lane
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import LocalTraining
 
@@ -148,11 +149,27 @@ def test_a_device_that_leaves_in_the_midst_of_training_goes_on_once_it_is_back(m
         assert cohorts(memory_folder / name, 1) == [{0}]
 
 
-def test_an_upload_that_breaks_off_as_its_device_leaves_is_finished_later(memory_folder: Path) -> None:
-    device = Device(up_bytes_per_s=200.0, away=((6.0, 50.0),))
-    simulated = run(memory_folder, [device], replace(CONFIG, rounds=1))
-    assert cohorts(memory_folder, 1) == [{0}]
-    assert simulated.clock() > 50.0
+def test_what_is_under_way_as_its_device_leaves_is_lost_and_sent_again(memory_folder: Path) -> None:
+    device = Device(up_bytes_per_s=200.0)
+    (in_time,) = committed_at(memory_folder / "there", device)
+    leaves = in_time - 0.1
+    (late,) = committed_at(memory_folder / "away", replace(device, away=((leaves, leaves + 50.0),)))
+    assert late > leaves + 50.0
+
+
+def committed_at(folder: Path, device: Device) -> list[float]:
+    """When each version of one round by one device was there, without version 0."""
+    times: list[float] = []
+    folder.mkdir()
+    trainers = [NumpyTrainer(seed=1, rank=2)]
+    with SimulatedRun(folder, replace(CONFIG, rounds=1), MANIFEST, trainers, devices=[device]) as simulated:
+        simulated.until_finished(lambda version: times.append(simulated.clock()))
+    return times[1:]
+
+
+def test_a_link_carries_one_message_after_the_other() -> None:
+    lane = Lane(bytes_per_s=10.0)
+    assert [lane.arrival(0.0, 50), lane.arrival(1.0, 20), lane.arrival(30.0, 10)] == [5.0, 7.0, 31.0]
 
 
 LEAVES = Device(assignment_s=10.0, away=((5.0, 1000.0),))
