@@ -13,7 +13,7 @@ import torch
 from edge_client.data.preprocessing import Preprocessor, TextPreprocessor
 from edge_client.data.sources import has_split, open_rows
 from edge_client.data.tasks import Example
-from edge_client.errors import ConfigError, DataError
+from edge_client.errors import AggregatorError, ConfigError, DataError
 from edge_client.methods.lora import LoraSettings
 from edge_client.model.quiet import quiet_forward
 from edge_client.trainer import LocalResult, Progress, TrainerInfo
@@ -180,7 +180,8 @@ class TorchTrainer:
         Raises:
             Cancelled: ``cancelled()`` came true between two steps.
             DataError: There is no data for it.
-            AggregatorError: The hand-out does not fit, or a probe is asked for that this version does not know.
+            AggregatorError: The hand-out does not fit, nothing is named to train, or a probe is asked for that this
+                version does not know.
             EdgeClientError: Training diverged.
         """
         resident = self._ready()
@@ -192,6 +193,8 @@ class TorchTrainer:
             return LocalResult(update=None, num_examples=len(resident.evaluation), metrics=self._evaluate(resident))
         if not resident.training:
             raise DataError("asked to train, but this device was given no data")
+        if not parameters:
+            raise AggregatorError(f"round {assignment.round} names nothing to train")
         resident.tuned.context.model.train()
         with quiet_forward():
             metrics = train(

@@ -216,6 +216,12 @@ def test_embeddings_come_in_the_order_of_the_texts(ready, handout):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_an_assignment_that_trains_nothing_is_the_aggregators_fault(ready, assign, handout):
+    trainer, manifest = ready("classification")
+    with pytest.raises(AggregatorError, match="names nothing to train"):
+        run(trainer, assign(4, active=()), handout(manifest, 4))
+
+
 def test_a_device_without_data_evaluates_nothing_but_can_use_the_model(ready, assign, handout):
     trainer, manifest = ready(data=None)
     assert trainer.info(manifest).num_examples == 0
