@@ -44,7 +44,7 @@ def plot_findings(findings: Sequence[Finding], path: Path) -> None:
         line[0].set_ylabel("F1 of tokens")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle("What is read from the gradient of what a method trains (no bar: nothing found, x: not applicable)")
+    figure.suptitle("What is read from the gradient of what a method trains (x: the method sends nothing to look at)")
     figure.savefig(path, dpi=130)
 
 
@@ -54,9 +54,11 @@ def _bars(axes: Axes, findings: Sequence[Finding], number: str, batch: int) -> N
         found = [mean_f1(findings, arm=a, round=number, view="gradient", attack=attack) for a in arms]
         at = np.arange(len(arms)) + (shift - 1) * _WIDTH
         axes.bar(at, [value or 0.0 for value in found], _WIDTH, color=_COLORS[attack], label=attack)
-        missing = [place for place, value in zip(at, found, strict=True) if value is None]
+        tried = {f.arm for f in findings if (f.attack, f.round, f.view) == (attack, number, "gradient")}
+        missing = [place for arm, place, value in zip(arms, at, found, strict=True) if arm in tried and value is None]
         axes.plot(missing, [0.02] * len(missing), "x", color=_COLORS[attack], markersize=4, linestyle="none")
-    published = [PUBLISHED.get(arm, {}).get(batch, np.nan) for arm in arms]
+    searched = any((f.attack, f.round) == ("DLG", number) for f in findings)
+    published = [PUBLISHED.get(arm, {}).get(batch, np.nan) if searched else np.nan for arm in arms]
     axes.plot(np.arange(len(arms)) + _WIDTH, published, "D", color="0.2", markersize=4, label="DLG as published")
     guess = mean_f1(findings, attack=FREQUENT)
     if guess is not None:

@@ -2,7 +2,7 @@
 
 Two views. The *gradient* of the task's mean loss over one batch, of exactly the tensors that the method trains, is the
 strongest thing that a step could show; SGD sends it. The *update* is what the product sends: the trainer's own AdamW
-step on that batch, whose first step is nearly the gradient's sign, and which more steps only blur.
+step on that batch, which is nearly the gradient's sign.
 """
 
 from __future__ import annotations
