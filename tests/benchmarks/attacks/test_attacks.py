@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.attacks import plan
 from benchmarks.attacks.dlg import match_gradients
 from benchmarks.attacks.embedding_rows import read_rows
 from benchmarks.attacks.recovered import Recovered, score, words_of
 from benchmarks.attacks.settings import ARMS
 from benchmarks.attacks.span import row_span, search_span
 from benchmarks.attacks.victim import Seen, Victim, View
-from benchmarks.command_line import run_command
+from benchmarks.command_line import BenchmarkError, UsageError, run_command
 from protocol.manifest import Pooling, Task, TaskKind
 
 TASK = Task(kind=TaskKind.CLASSIFICATION, max_length=32, labels=("no", "yes"), pooling=Pooling.MEAN)
@@ -125,6 +126,11 @@ def test_gradient_matching_finds_more_than_chance(victims: dict[str, Victim]) ->
     assert found.f1 > chance.f1 + 0.4
 
 
+def test_other_architectures_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(BenchmarkError, match="expected a BERT, got a LlamaModel"):
+        Victim(str(tiny_llama), ARMS["head"], TASK)
+
+
 def test_the_row_span_has_the_rank_of_the_rows() -> None:
     rng = torch.Generator().manual_seed(0)
     rows = torch.randn((3, 48), generator=rng)
@@ -142,6 +148,11 @@ def test_special_tokens_do_not_count() -> None:
 def test_places_count_by_position_and_token() -> None:
     found = Recovered(tokens=Counter([5, 6]), placed=frozenset({(1, 5), (2, 5)}))
     assert score(found, [[2, 5, 6, 3]], {2, 3}).placed == 0.5
+
+
+def test_a_task_on_pairs_is_refused() -> None:
+    with pytest.raises(UsageError, match="--task: expected one of agnews, cola, sst2, got 'mrpc'"):
+        plan(task="mrpc")
 
 
 def test_the_command_writes_every_attack_on_every_method(tiny_bert: Path, tmp_path: Path) -> None:
