@@ -29,6 +29,7 @@ _CONDITIONS = {
     "3 epochs": Condition(epochs=3.0),
     "cross-silo": Condition(clients=10, participation=1.0),
     "cross-device": Condition(clients=100, participation=0.1),
+    "1,000 devices": Condition(clients=1000, participation=0.01),
     "centralised": Condition(regime=Regime.CENTRALISED),
     "alone": Condition(regime=Regime.ALONE),
 }
