@@ -88,7 +88,8 @@ class Fleet:
 
     It is a model, no measurement. The default spreads put nine devices in ten within a factor of ten of each other, the
     order of what FedScale reports of phones' inference times and of their links; that devices leave in the midst of
-    rounds follows FLASH, which found it in the logs of 136 thousand phones. Times there and away are exponential.
+    rounds follows FLASH, which found it in the logs of 136 thousand phones. Times there and away are exponential,
+    and as many are away at first as later.
 
     References:
         Lai et al., "FedScale", 2022, arXiv:2105.11367, section 3.2; Yang et al., "Characterizing Impacts of
@@ -135,7 +136,8 @@ class Fleet:
         if math.isinf(self.there_s):
             return ()
         found: list[tuple[float, float]] = []
-        left = rng.exponential(self.there_s)
+        away_first = rng.random() < self.away_s / (self.there_s + self.away_s)
+        left = 0.0 if away_first else rng.exponential(self.there_s)
         while left < self.period_s:
             back = left + rng.exponential(self.away_s)
             found.append((left, min(back, math.nextafter(self.period_s, 0.0))))

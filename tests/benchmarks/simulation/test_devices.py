@@ -93,6 +93,9 @@ def test_devices_of_a_fleet_are_away_for_their_share_of_the_time() -> None:
     drawn = Fleet(there_s=300.0, away_s=100.0).draw(50, seed=1)
     away = np.mean([sum(back - left for left, back in device.away) / device.period_s for device in drawn])
     assert away == pytest.approx(0.25, abs=0.02)
+    many = Fleet(there_s=300.0, away_s=100.0, period_s=1000.0).draw(1000, seed=1)
+    for time in (0.0, 500.0, 1500.0):
+        assert np.mean([device.away_until(time) is not None for device in many]) == pytest.approx(0.25, abs=0.05)
 
 
 def test_a_fleet_is_the_same_for_the_same_seed_however_many_are_drawn() -> None:
