@@ -155,6 +155,7 @@ def test_a_task_on_pairs_is_refused() -> None:
         plan(task="mrpc")
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_attack_on_every_method(tiny_bert: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "sst2"
     folder.mkdir(parents=True)

@@ -201,6 +201,7 @@ def test_rounds_survive_devices_that_vanish(memory_folder: Path, settings: dict[
     assert simulated.clock() > 1000.0, "all hold the final adapter in the end"
 
 
+@pytest.mark.slow
 def test_a_thousand_devices_of_which_ten_train_at_a_time_end_within_seconds(memory_folder: Path) -> None:
     devices = Fleet(step_s=0.1).draw(1000, seed=0)
     config = replace(CONFIG, cohort_size=10, over_selection=1.3, poll_s=20.0)

@@ -103,7 +103,9 @@ def test_a_trainer_that_knows_no_privacy_is_not_asked_to_train(start):
     assert not aggregator.durable
 
 
-@pytest.mark.parametrize(("where", "steps"), [("between-steps", 20), ("unsent", 40)])
+@pytest.mark.parametrize(
+    ("where", "steps"), [pytest.param("between-steps", 20, marks=pytest.mark.slow), ("unsent", 40)]
+)
 def test_a_killed_device_remembers_all_that_can_have_left_it(tmp_path, where, steps):
     script = Path(__file__).with_name("private_device.py")
     process = subprocess.run(

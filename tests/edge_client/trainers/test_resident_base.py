@@ -42,7 +42,7 @@ def run_rounds(trainers, manifest, assign, handout) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "nf4"])
-@pytest.mark.parametrize("model", ["tiny_bert", "tiny_llama"])
+@pytest.mark.parametrize("model", ["tiny_bert", pytest.param("tiny_llama", marks=pytest.mark.slow)])
 def test_devices_that_share_a_base_give_the_bits_of_devices_that_do_not(request, model, quantization, assign, handout):
     folder = request.getfixturevalue(model)
     manifest = write_manifest(folder, POOLED, rank_max=8)
