@@ -1,6 +1,7 @@
 """One device's process: takes part in the federation, then trains alone with the same budget, and reports.
 
-Started as ``python -m benchmarks.quickstart.device SPEC``; writes one JSON event a line to stdout.
+Started as ``python -m benchmarks.quickstart.device``; reads the path of its :class:`DeviceSpec` from stdin once its
+libraries are loaded, and writes one JSON event a line to stdout.
 """
 
 from __future__ import annotations
@@ -134,13 +135,18 @@ def run_device(spec: DeviceSpec) -> None:
     _tell_score("alone", evaluator.score(trainer, alone))
 
 
-def main(path: str) -> int:
+def main() -> int:
     """Runs a device and returns the exit code; what went wrong is told as an event."""
     from edge_client.errors import EdgeClientError
     from edge_client.model.quiet import silence_kernel_hint
 
     silence_kernel_hint()
     warnings.simplefilter("ignore")  # of the libraries: a person watches this process's parent
+    import edge_client.trainers.torch_trainer  # noqa: F401  # takes seconds, in which the parent gets the data ready
+
+    path = sys.stdin.readline().strip()
+    if not path:  # the parent ended before
+        return 1
     try:
         run_device(DeviceSpec.read(Path(path)))
     except EdgeClientError as error:
@@ -160,4 +166,4 @@ def _tell(kind: str, **fields: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

@@ -84,17 +84,20 @@ class Experiment:
             raise BenchmarkError(str(error)) from error
 
     def _run(self) -> Finished:
-        manifest = self._prepare()
-        with serve(self._home, self._folder / "aggregator.txt"):
-            pool = DevicePool(self._device_specs())
-            with ExitStack() as processes:
-                federated = self._federate(processes.enter_context(pool))
-                handed_on = processes.pop_all()
+        pool = DevicePool(self._make_folders())
+        with ExitStack() as processes:
+            processes.enter_context(pool)
+            manifest = self._prepare()
+            with serve(self._home, self._folder / "aggregator.txt"):
+                pool.begin(self._device_specs())
+                federated = self._federate(pool)
+            handed_on = processes.pop_all()
         with handed_on:  # the devices train alone while we train on everything
             run = read_finished_run(Home(self._home), manifest)
             trainer, evaluator = self._trainer(), evaluator_of(manifest.task, self._held_out)
             trainer.info(manifest)
-            zero_shot, *rounds = self._score_versions(evaluator, trainer, run)
+            rounds = self._score_versions(evaluator, trainer, run)
+            zero_shot = rounds.pop(0)
             pooled = self._train_pooled(evaluator, trainer, manifest, pool)
             self._stages.say("waiting for the devices that train alone")
             scores = {(name, event["kind"]): event for name, event in pool.until("alone")}
@@ -125,11 +128,17 @@ class Experiment:
     def _devices(self) -> Mapping[str, Device]:
         return dict(zip(self._study.train, DEVICES, strict=True))
 
+    def _make_folders(self) -> dict[str, Path]:
+        """An empty folder a device, by its name."""
+        folders = {name: self._folder / name for name in self._devices}
+        for folder in folders.values():
+            folder.mkdir()
+        return folders
+
     def _prepare(self) -> Manifest:
         """Writes data and manifest, and makes the home."""
         _write_rows(self._held_out, self._study.held_out)
         for name, rows in self._study.train.items():
-            (self._folder / name).mkdir()
             _write_rows(self._train_file(name), rows)
         _write_rows(self._folder / "pooled.jsonl", [row for rows in self._study.train.values() for row in rows])
         preset = self._settings.preset
@@ -200,9 +209,12 @@ class Experiment:
             rank=_RANK_MAX,
         )
 
-    def _score_versions(self, evaluator: Evaluator, trainer: TorchTrainer, run: FinishedRun) -> list[Score]:
-        self._stages.say(f"scoring every round on {len(self._study.held_out)} held-out examples")
-        return [evaluator.score(trainer, version) for version in run.versions]
+    def _score_versions(self, evaluator: Evaluator, trainer: TorchTrainer, run: FinishedRun) -> dict[int, Score]:
+        """The untrained model's score, as round 0, and those of the rounds that the preset has scored."""
+        preset = self._settings.preset
+        numbers = [n for n in range(preset.rounds + 1) if n % preset.score_every == 0 or n == preset.rounds]
+        self._stages.say(f"scoring the rounds on {len(self._study.held_out)} held-out examples")
+        return {number: evaluator.score(trainer, run.versions[number]) for number in numbers}
 
     def _train_pooled(self, evaluator: Evaluator, trainer: TorchTrainer, manifest: Manifest, pool: DevicePool) -> Score:
         """The ceiling: all data in one place, at the highest rank.

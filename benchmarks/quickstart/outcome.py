@@ -42,8 +42,8 @@ class SeedOutcome:
     """Wall-clock seconds by phase."""
     untrained: Mapping[str, Score]
     """What needs no training, zero-shot last."""
-    rounds: Sequence[Score]
-    """The global adapter at the highest rank after each round."""
+    rounds: Mapping[int, Score]
+    """The global adapter at the highest rank by round, for those that were scored, the last one among them."""
     pooled: Score
     """All data on one machine at the highest rank: the ceiling."""
     devices: Sequence[DeviceOutcome]
@@ -54,7 +54,7 @@ class SeedOutcome:
     @property
     def federated(self) -> Score:
         """The global adapter in the end."""
-        return self.rounds[-1]
+        return self.rounds[max(self.rounds)]
 
     @property
     def rivals(self) -> dict[str, Score]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -73,20 +73,31 @@ def serve(home: Path, log: Path) -> Iterator[None]:
 class DevicePool:
     """One process a device; what they tell comes out as one stream of events.
 
+    The processes load their libraries at once, while the caller still prepares what :meth:`begin` gives them.
+
     Args:
-        specs: One a device; each has a folder that exists, where its messages to stderr are kept.
+        folders: One a device, by name; each exists, and keeps what its process writes to stderr.
     """
 
-    def __init__(self, specs: Sequence[DeviceSpec]) -> None:
+    def __init__(self, folders: Mapping[str, Path]) -> None:
         self._events: queue.Queue[tuple[str, Event | None]] = queue.Queue()
         self._told: list[tuple[str, Event | None]] = []
-        self._specs, self._processes = specs, [_start(spec) for spec in specs]
+        self._folders = folders
+        self._processes = {name: _start(folder) for name, folder in folders.items()}
         self._readers = [
-            threading.Thread(target=self._read, args=(spec.name, _stdout(process)), daemon=True)
-            for spec, process in zip(specs, self._processes, strict=True)
+            threading.Thread(target=self._read, args=(name, _stdout(process)), daemon=True)
+            for name, process in self._processes.items()
         ]
         for reader in self._readers:
             reader.start()
+
+    def begin(self, specs: Sequence[DeviceSpec]) -> None:
+        """Tells each device what to do."""
+        for spec in specs:
+            path = self._folders[spec.name] / "device.json"
+            spec.write(path)
+            with suppress(BrokenPipeError), _stdin(self._processes[spec.name]) as words:  # if it died, until() says so
+                words.write(f"{path}\n")
 
     def until(self, kind: str) -> Iterator[tuple[str, Event]]:
         """Yields ``(device, event)`` from the start until every device has told an event of this kind.
@@ -96,7 +107,7 @@ class DevicePool:
         Raises:
             BenchmarkError: A device failed or ended before.
         """
-        missing = {spec.name for spec in self._specs}
+        missing = set(self._folders)
         for name, event in self._all():
             if event is None or event["kind"] == "failed":
                 if event is not None or name in missing:
@@ -117,13 +128,13 @@ class DevicePool:
     @property
     def working(self) -> bool:
         """Whether any device still runs; each ends when it has trained alone."""
-        return any(process.poll() is None for process in self._processes)
+        return any(process.poll() is None for process in self._processes.values())
 
     def close(self) -> None:
         """Ends what still runs."""
-        for process in self._processes:
+        for process in self._processes.values():
             _end(process)
-        for reader, process in zip(self._readers, self._processes, strict=True):
+        for reader, process in zip(self._readers, self._processes.values(), strict=True):
             reader.join()
             _stdout(process).close()
 
@@ -142,7 +153,7 @@ class DevicePool:
     def _reason(self, name: str, event: Event | None) -> str:
         if event is not None:
             return str(event["reason"])
-        return _last_line(_log(next(spec for spec in self._specs if spec.name == name)))
+        return _last_line(_log(self._folders[name]))
 
 
 _AGGREGATOR = [sys.executable, "-m", "aggregator.cli"]
@@ -154,20 +165,25 @@ def _aggregator(*arguments: str) -> None:
         raise BenchmarkError(done.stderr.strip() or f"`tributary-aggregator {arguments[0]}` exited {done.returncode}")
 
 
-def _start(spec: DeviceSpec) -> subprocess.Popen[str]:
-    path = Path(spec.folder) / "device.json"
-    spec.write(path)
-    command = [sys.executable, "-m", "benchmarks.quickstart.device", str(path)]
-    with _log(spec).open("w") as errors:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+def _start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.quickstart.device"]
+    with _log(folder).open("w") as errors:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()
+        )
 
 
-def _log(spec: DeviceSpec) -> Path:
-    return Path(spec.folder) / "errors.txt"
+def _log(folder: Path) -> Path:
+    return folder / "errors.txt"
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, **_QUIET}
+
+
+def _stdin(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdin is not None
+    return process.stdin
 
 
 def _stdout(process: subprocess.Popen[str]) -> IO[str]:

@@ -81,7 +81,7 @@ def _scores(outcome: SeedOutcome) -> Iterator[tuple[str, Score]]:
     yield from outcome.untrained.items()
     for device in outcome.devices:
         yield f"{device.name}{_ALONE}, rank {device.device.rank}", device.alone
-    for number, score in enumerate(outcome.rounds, 1):
+    for number, score in outcome.rounds.items():
         yield f"federated, round {number}", score
     for device in outcome.devices:
         yield f"federated, as {device.name} holds it, rank {device.device.rank}", device.own_rank

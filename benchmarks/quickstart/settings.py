@@ -49,11 +49,13 @@ class Preset:
     """Most held-out examples of each device; None: all."""
     per_file: int | None
     """Most functions taken of one file of a code base; None: all."""
+    score_every: int = 1
+    """Rounds from one scored round to the next."""
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Preset(seeds=1, rounds=4, train_per_device=400, held_out_per_device=200, per_file=4),
+        "quick": Preset(seeds=1, rounds=4, train_per_device=400, held_out_per_device=200, per_file=4, score_every=2),
         "full": Preset(seeds=3, rounds=4, train_per_device=640, held_out_per_device=200, per_file=5),
         "paper": Preset(seeds=3, rounds=8, train_per_device=None, held_out_per_device=None, per_file=None),
     }

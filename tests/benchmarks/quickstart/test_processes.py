@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,16 +21,20 @@ def tell(*kinds: str) -> str:
 def pool_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
     """A pool of processes that run scripts instead of devices."""
 
-    def start(spec: SimpleNamespace) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-c", spec.script], stdout=subprocess.PIPE, text=True)
+    def start(folder: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", (folder / "script").read_text()], stdout=subprocess.PIPE, text=True
+        )
+
+    def pool(**scripts: str) -> DevicePool:
+        for name, script in scripts.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "errors.txt").touch()
+            (tmp_path / name / "script").write_text(script)
+        return DevicePool({name: tmp_path / name for name in scripts})
 
     monkeypatch.setattr(processes, "_start", start)
-    for name in ("fast", "slow"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "errors.txt").touch()
-    return lambda **scripts: DevicePool(
-        [SimpleNamespace(name=name, script=script, folder=tmp_path / name) for name, script in scripts.items()]  # type: ignore[misc]
-    )
+    return pool
 
 
 def test_a_device_may_be_done_before_another_has_begun(pool_of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -29,7 +29,7 @@ def outcome(score, seed: int = 0) -> SeedOutcome:  # type: ignore[no-untyped-def
         seed=seed,
         seconds={"federated": 10.0, "all": 20.0},
         untrained={"TF-IDF": score(0.40), "zero-shot": score(0.45)},
-        rounds=[score(0.5), score(0.6)],
+        rounds={1: score(0.5), 2: score(0.6)},
         pooled=score(0.62),
         devices=[
             DeviceOutcome(
