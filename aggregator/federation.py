@@ -7,7 +7,6 @@ hand-outs that devices are at work with, and writes every decision to the journa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from aggregator.errors import ConfigError, StoreFull
 from aggregator.feasibility import check_feasible
 from aggregator.intake.admission import check_device, check_report
 from aggregator.intake.updates import KEPT, Decision, Intake, stale
-from aggregator.merge.strategies import Requirement
 from aggregator.merge.weighting import Weighting
+from aggregator.rounds.assigning import Assignments
 from aggregator.rounds.asynchronous import Buffer
 from aggregator.rounds.handouts import ServedVersions
 from aggregator.rounds.layers import SelectionJob, selected_layers
@@ -35,10 +34,9 @@ from aggregator.store.retention import Collector
 from aggregator.store.rows import AssignmentState, UploadState
 from aggregator.workers.cluster import RayCluster
 from protocol import limits, messages
-from protocol.assignment import Assignment, AssignmentKind
+from protocol.assignment import Assignment
 from protocol.errors import NackCode, RemoteProtocolError
 from protocol.manifest import Manifest
-from protocol.payload import Factor
 
 __all__ = ["Executors", "Federation", "Reply"]
 
@@ -103,14 +101,13 @@ class Federation:
         check_feasible(config, manifest)
         self.config, self.manifest = config, manifest
         self._journal, self._objects = journal, objects
-        self._new_token = new_token
+        self._assignments = Assignments(config, manifest, journal, new_token)
         self._manifest_json = manifest.to_json()
         self._intake = Intake(config, manifest, journal, objects, executors.verify)
         self._versions = ServedVersions(objects, manifest, stored_version(journal.versions()[-1]))
         self._merging, self._merge_workers = Merging(executors.merge), executors.merge_workers
         self._collector = Collector(journal, objects, executors.verify, config.keep_versions)
         self._examples: dict[str, int] = {}
-        self._strategy = merge_rule(config).strategy
         self._elapsed_at, self._opened = now, len(journal.rounds())
         self._layers = selected_layers(journal, config.probe_round)
         recovered = recovered_buffer if config.mode is Mode.ASYNC else recovered_round
@@ -162,7 +159,7 @@ class Federation:
         Raises:
             RemoteProtocolError: The offer cannot be taken.
         """
-        given = self._given(client, message.token)
+        given = self._assignments.held_by(client, message.token)
         try:
             return self._intake.offer(client, message, given, now)
         except RemoteProtocolError as error:
@@ -184,7 +181,7 @@ class Federation:
         Raises:
             RemoteProtocolError: It cannot be taken.
         """
-        given = self._given(client, message.token)
+        given = self._assignments.held_by(client, message.token)
         if given.state is AssignmentState.SUBMITTED:
             return messages.Ack(ref=message.token)
         if given.state is not AssignmentState.OPEN:
@@ -207,7 +204,7 @@ class Federation:
         Raises:
             RemoteProtocolError: It has no such assignment.
         """
-        given = self._given(client, message.token)
+        given = self._assignments.held_by(client, message.token)
         if given.state is AssignmentState.OPEN:
             self._journal.settle_assignment(message.token, AssignmentState.DECLINED, message.reason)
             self._intake.drop(now, [client])
@@ -293,58 +290,14 @@ class Federation:
 
     # ---- assignments
 
-    def _given(self, client: str, token: str) -> AssignmentRow:
-        row = self._journal.assignment(token)
-        if row is None or row.client != client:
-            raise RemoteProtocolError("no such assignment of yours; ask for work again", NackCode.UNKNOWN)
-        return row
-
     def _assignment(self, client: str, rank: int, slots: int) -> Assignment:
-        """A client's assignment: the one it has, given back to it if it was settled in this round, or a new one."""
-        given = self._journal.assignment_of(self.round.members[client].round, client)
-        if given is None:
-            return self._assign(client, rank, slots)
-        if given.state is not AssignmentState.OPEN:
-            self._journal.settle_assignment(given.token, AssignmentState.OPEN)
-        return Assignment.from_json(given.document)
-
-    def _assign(self, client: str, rank: int, slots: int) -> Assignment:
-        number = self.round.number
-        probe = self.config.probe_in(number)
-        scale = self.config.learning_rate_scale(number)
-        seed = hashlib.sha256(f"client\0{self.config.seed}\0{number}\0{client}".encode()).digest()
-        assignment = Assignment(
-            kind=AssignmentKind.TRAIN if probe is None else AssignmentKind.PROBE,
-            run=self.config.run,
-            round=number,
-            version=self.version.version,
-            token=self._new_token(),
-            rank=rank,
-            handout=self._versions.live.offer(slots),
-            update_codec=self.config.update_codec,
-            active=self._active(rank),
-            frozen_factors=(Factor.A,) if Requirement.FROZEN_A in self._strategy.requires else (),
-            local=replace(self.config.local, learning_rate_scale=scale),
-            probe=probe,
-            seed=int.from_bytes(seed[:4], "little"),
+        """A member's assignment: the one it has, or a new one."""
+        given = self._assignments.given_back(client, self.round.members[client].round)
+        if given is not None:
+            return given
+        return self._assignments.give(
+            client, self.round.number, self._versions.live, rank=rank, slots=slots, layers=self._layers
         )
-        self._journal.add_assignment(
-            AssignmentRow(
-                token=assignment.token,
-                round=number,
-                version=assignment.version,
-                client=client,
-                document=assignment.to_json(),
-            )
-        )
-        return assignment
-
-    def _active(self, rank: int) -> tuple[str, ...] | None:
-        """What a device of this rank trains; None, as it is written: all."""
-        active = self.manifest.active(rank)
-        if self._layers is not None:
-            active = self._layers.active(active)
-        return None if len(active) == len(self.manifest.names) else active
 
     def _task(self, assignment: Assignment, client: str, now: float) -> messages.Task:
         left = self.round.time_left_s(self.config, client, now)
@@ -355,7 +308,7 @@ class Federation:
     def _answered(self, decision: Decision, now: float) -> Reply:
         """Makes a checked upload durable or refuses it, and says which."""
         row, error = decision.row, decision.error
-        given = self._given(row.client, row.token)
+        given = self._assignments.held_by(row.client, row.token)
         if error is None and given.state is not AssignmentState.OPEN:
             error = stale(given)
         if error is None:
@@ -431,7 +384,7 @@ class Federation:
         if self.config.probe_in(number) is not None:
             self._merging.begin(self._selection(number))
             return
-        given = {row.id: self._given(row.client, row.token) for row in self._durable()}
+        given = {row.id: self._assignments.held_by(row.client, row.token) for row in self._durable()}
         versions = {row.version for row in given.values()} - {self.version.version}
         job = MergeJob(
             objects=self._objects.root,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.command_line import UsageError
+from benchmarks.figure import PLOT_FAULT, can_plot
 
 __all__ = ["absolute", "flag_faults", "folder_fault", "refuse"]
 
@@ -33,9 +34,10 @@ def flag_faults(
     parents = {name: Path(path).absolute().parent for name, path in written.items()}
     homeless = {name: parent for name, parent in parents.items() if not parent.is_dir()}
     faults += [f"--{name}: there is no folder {parent}" for name, parent in homeless.items()]
-    return faults + [
+    faults += [
         f"--{name}: expected a file, {path} is a folder" for name, path in written.items() if Path(path).is_dir()
     ]
+    return faults + [PLOT_FAULT] * ("plot" in written and not can_plot())
 
 
 def folder_fault(name: str, folder: str | None) -> list[str]:

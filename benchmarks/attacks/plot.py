@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.attacks.experiment import ATTACKS, FREQUENT, ROUNDS, Finding
 from benchmarks.attacks.report import PUBLISHED, mean_f1
-from benchmarks.command_line import BenchmarkError
+from benchmarks.figure import legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,19 +31,14 @@ def plot_findings(findings: Sequence[Finding], path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
     batches = sorted({finding.batch for finding in findings})
-    figure = Figure(figsize=(13, 1.2 + 2.6 * len(batches)), layout="constrained")
+    figure = new_figure(13, 1.2 + 2.6 * len(batches))
     grid = figure.subplots(len(batches), len(ROUNDS), squeeze=False, sharex=True, sharey=True)
     for batch, line in zip(batches, grid, strict=True):
         for number, axes in zip(ROUNDS, line, strict=True):
             _bars(axes, [f for f in findings if f.batch == batch], number, batch)
         line[0].set_ylabel("F1 of tokens")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    legend_below(figure, grid[0][0], 5)
     figure.suptitle("What is read from the gradient of what a method trains (x: the method sends nothing to look at)")
     figure.savefig(path, dpi=130)
 

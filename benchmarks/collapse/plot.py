@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.collapse.experiment import CASES, Course
 from benchmarks.collapse.report import curves
 from benchmarks.collapse.settings import PARTICIPATIONS, RANKS, ROUNDS
-from benchmarks.command_line import BenchmarkError
+from benchmarks.figure import legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,18 +32,13 @@ def plot_courses(courses: Sequence[Course], path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = new_figure(13, 4.6)
     *over_rounds, directions = figure.subplots(1, len(PARTICIPATIONS) + 1)
     for axes, participation in zip(over_rounds, PARTICIPATIONS, strict=True):
         _norms(axes, curves(courses, participation), participation)
     _directions(directions, courses)
     over_rounds[0].set_ylabel("‖M‖ after the round, over ‖M‖ at the start")
-    handles, labels = over_rounds[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, over_rounds[0], 3)
     figure.suptitle("Clients that do nothing: what the merge alone does to the model")
     figure.savefig(path, dpi=130)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.command_line import BenchmarkError
 from benchmarks.faults.audit import Findings
 from benchmarks.faults.evidence import AGGREGATOR, Evidence
+from benchmarks.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +30,7 @@ def plot_run(evidence: Evidence, findings: Findings, path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = new_figure(11, 5)
     timeline, recovery = figure.subplots(1, 2, width_ratios=[3, 1])
     _timeline(timeline, evidence)
     _recovery(recovery, findings)

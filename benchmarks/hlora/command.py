@@ -2,41 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.command_line import Planned
+from benchmarks.grid.command import grid_command
 from benchmarks.hlora.settings import Settings, read_settings
 
 __all__ = ["plan"]
-
-
-def plan(
-    *,
-    preset: str = "quick",
-    seed: str = "0",
-    data: str | None = None,
-    model: str | None = None,
-    cells: str | None = None,
-    workers: str = "1",
-    runs: str | None = None,
-    out: str | None = None,
-    plot: str | None = None,
-) -> Planned:
-    """Twenty devices of ranks 2 to 16 tune one model on real tasks; which way to merge serves them best?
-
-    Args:
-        preset: quick (one task, one seed), full (the grid), paper (longer runs), minilm (sentence pairs) or tiny.
-        seed: First seed.
-        data: Folder with a folder per task (sst2, agnews, mrpc, rte, qqp); from the hub if left out.
-        model: Hub id or folder of the base model: a small Llama such as stories260K; of minilm, all-MiniLM-L6-v2.
-        cells: File that finished runs are added to, and that says which need not be run again.
-        workers: Processes, one core each; or ray:HOST:PORT, a Ray cluster, or ray, one of this machine.
-        runs: Most runs to do now; 0 reports what is stored; all that are missing if left out.
-        out: File for the result, as JSON.
-        plot: File for a figure, such as hlora.png.
-    """
-    settings = read_settings(
-        preset=preset, seed=seed, data=data, model=model, cells=cells, workers=workers, runs=runs, out=out, plot=plot
-    )
-    return Planned(lambda: _run(settings))
 
 
 def _run(settings: Settings) -> None:
@@ -88,3 +57,14 @@ def _run(settings: Settings) -> None:
         settings.out,
         packages=("numpy", "torch", "transformers", "peft"),
     )
+
+
+plan = grid_command(
+    "Twenty devices of ranks 2 to 16 tune one model on real tasks; which way to merge serves them best?",
+    read=read_settings,
+    run=_run,
+    presets="quick (one task, one seed), full (the grid), paper (longer runs), minilm (sentence pairs) or tiny.",
+    tasks="sst2, agnews, mrpc, rte, qqp",
+    base="a small Llama such as stories260K; of minilm, all-MiniLM-L6-v2 if left out",
+    figure="hlora.png",
+)

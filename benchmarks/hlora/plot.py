@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.command_line import BenchmarkError
+from benchmarks.figure import legend_below, new_figure
 from benchmarks.grid import Record
 from benchmarks.hlora.arms import ARMS, RANKS
 from benchmarks.hlora.report import Setting, finished
@@ -44,24 +45,19 @@ def plot_grid(records: Sequence[Record], path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed, or no cell is finished.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
     found = finished(records)
     if not found:
         raise BenchmarkError("--plot: there is nothing to draw, no run is finished")
     lines = sorted({(setting.task, setting.participation) for setting in found})
     alphas = sorted({setting.alpha for setting in found})
-    figure = Figure(figsize=(4.2 * (len(alphas) + 1), 3.4 * len(lines) + 0.9), layout="constrained")
+    figure = new_figure(4.2 * (len(alphas) + 1), 3.4 * len(lines) + 0.9)
     panels = figure.subplots(len(lines), len(alphas) + 1, squeeze=False)
     for row, (task, participation) in zip(panels, lines, strict=True):
         settings = [Setting(task, participation, alpha) for alpha in alphas]
         for axes, setting in zip(row, settings, strict=False):
             _curves(axes, setting, found.get(setting, {}))
         _bars(row[-1], [found[setting] for setting in settings if setting in found], task)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * panels.shape[1], frameon=False)
+    legend_below(figure, panels[0][0], 2 * panels.shape[1])
     figure.suptitle(
         "What the highest rank holds over the rounds, and what each rank holds in the end (mean over seeds)"
     )

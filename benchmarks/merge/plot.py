@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.command_line import BenchmarkError
+from benchmarks.figure import new_figure
 from benchmarks.merge.contenders import Contender
 from benchmarks.merge.experiment import Cell, MemoryUse
 
@@ -34,12 +34,8 @@ def plot_merges(cells: Sequence[Cell], memory: Sequence[MemoryUse], path: Path) 
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
     cases = list(dict.fromkeys(cell.case for cell in cells))
-    figure = Figure(figsize=(12, max(4.0, 2.2 + 0.32 * len(cases))), layout="constrained")
+    figure = new_figure(12, max(4.0, 2.2 + 0.32 * len(cases)))
     times, growth = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_times(times, cells)
     _draw_memory(growth, memory)

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.command_line import BenchmarkError
 from benchmarks.data.tasks import TASKS
+from benchmarks.figure import legend_below, new_figure
 from benchmarks.grid import Record
 from benchmarks.studies.claims import scores_of
 from benchmarks.studies.design import Preset, Study
@@ -32,25 +33,20 @@ def plot_study(study: Study, preset: Preset, records: Sequence[Record], path: Pa
     Raises:
         BenchmarkError: matplotlib is not installed, or no cell is finished.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
     whole = [record for record in records if "failure" not in record]
     tasks = [task for task in preset.tasks if any(record["task"] == task for record in whole)]
     if not tasks:
         raise BenchmarkError("--plot: there is nothing to draw, no run is finished")
     arms = [arm for arm in preset.arms or study.arms if any(record["arm"] == arm for record in whole)]
     conditions = list(preset.conditions or study.conditions)
-    figure = Figure(figsize=(3.5 + 1.3 * len(conditions) + 5, 3.6 * len(tasks) + 0.6), layout="constrained")
+    figure = new_figure(3.5 + 1.3 * len(conditions) + 5, 3.6 * len(tasks) + 0.6)
     panels = figure.subplots(len(tasks), 2, squeeze=False, width_ratios=(1 + 0.35 * len(conditions), 1))
     for (left, right), task in zip(panels, tasks, strict=True):
         of_task = [record for record in whole if record["task"] == task]
         _bars(left, of_task, arms, conditions, task)
         _curves(right, [record for record in of_task if record["condition"] == study.tuned_under], arms, task)
         right.set_title(f"{task}: {study.tuned_under}, validation rows", fontsize=9)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(arms), frameon=False)
+    legend_below(figure, panels[0][0], len(arms))
     figure.suptitle(f"{study.name}: test scores by condition, and what they cost (mean and range over seeds)")
     figure.savefig(path, dpi=110)
 

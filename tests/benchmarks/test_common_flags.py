@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_all_faults_are_told_together(benchmark: str) -> None:
 def test_a_figure_is_drawn_into_a_folder_that_there_is(benchmark: str) -> None:
     with pytest.raises(UsageError, match="--plot: there is no folder"):
         planned(benchmark, plot="no/such/folder/o.png")
+
+
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"quickstart"}))
+def test_who_cannot_draw_is_told_before_hours_of_runs(
+    benchmark: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.flags.can_plot", lambda: False)
+    with pytest.raises(UsageError, match="--plot needs matplotlib: pip install"):
+        planned(benchmark, plot=str(tmp_path / "figure.png"))
 
 
 def test_flags_are_read_without_torch() -> None:

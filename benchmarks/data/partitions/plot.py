@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.command_line import BenchmarkError
 from benchmarks.data.partitions.skew import LabelSkew
+from benchmarks.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,11 +27,7 @@ def plot_skews(skews: Mapping[str, LabelSkew], path: Path) -> None:
     Raises:
         BenchmarkError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BenchmarkError("a plot needs matplotlib: pip install 'tributary-fl[bench]'") from error
-    figure = Figure(figsize=(1.2 + 3.6 * len(skews), 3.8), layout="constrained")
+    figure = new_figure(1.2 + 3.6 * len(skews), 3.8)
     panels = figure.subplots(1, len(skews), sharey=True, squeeze=False)[0]
     for axes, (title, skew) in zip(panels, skews.items(), strict=True):
         _bars(axes, skew)
