@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.model.checkpoint import Checkpoint
+from edge_client.model.cpu_attention import mend_cpu_attention
 from edge_client.model.cpu_nf4 import mend_cpu_nf4
 from edge_client.model.quiet import quiet_loading
 from protocol.manifest import Manifest, Pooling, Quantization, Task, TaskKind
@@ -214,6 +215,7 @@ def load_backbone(
     model, report = loaded
     _check_complete(checkpoint, manifest, report)
     mend_cpu_nf4(model)
+    mend_cpu_attention(model)
     model.requires_grad_(False)
     return model
 
