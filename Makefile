@@ -19,7 +19,7 @@ demo: $(VENV)/.stamp-demo  ## federated code search on this machine: four device
 	$(BIN)/python -m benchmarks quickstart
 
 test: $(VENV)/.stamp-dev  ## the tests: CPU, offline, a few minutes
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.stamp-dev  ## the slow tests
 	$(BIN)/python -m pytest -m "slow and not gpu"

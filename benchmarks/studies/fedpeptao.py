@@ -8,8 +8,11 @@ by the devices within the run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aggregator.optimizers import OptimizerName
 from benchmarks.simulation.devices import Fleet
+from benchmarks.studies.amounts import FULL, QUICK
 from benchmarks.studies.claims import Claim
 from benchmarks.studies.cli import study_command
 from benchmarks.studies.design import Arm, Condition, Preset, Study
@@ -52,26 +55,8 @@ STUDY = Study(
     arms=_ARMS,
     conditions={"alpha 1": Condition(), "alpha 0.1": Condition(alpha=0.1), "phones": _PHONES},
     presets={
-        "quick": Preset(
-            tasks=("sst2",),
-            conditions=("alpha 1",),
-            seeds=1,
-            rounds=4,
-            batch_size=8,
-            train_rows=400,
-            validation_rows=100,
-            test_rows=200,
-        ),
-        "full": Preset(
-            tasks=("sst2", "qqp"),
-            seeds=3,
-            rounds=20,
-            batch_size=8,
-            train_rows=2000,
-            validation_rows=300,
-            test_rows=600,
-            score_every=2,
-        ),
+        "quick": QUICK,
+        "full": replace(FULL, rounds=20, score_every=2),
         "paper": Preset(
             tasks=("rte", "mrpc", "sst2", "qnli", "cola"),
             seeds=3,

@@ -8,6 +8,7 @@ states, a materialised prefix on the wire instead of the network that makes it, 
 
 from __future__ import annotations
 
+from benchmarks.studies.amounts import FULL, QUICK
 from benchmarks.studies.claims import Claim
 from benchmarks.studies.cli import study_command
 from benchmarks.studies.design import Arm, Condition, Preset, Regime, Study
@@ -74,26 +75,8 @@ STUDY = Study(
             validation_rows=16,
             test_rows=32,
         ),
-        "quick": Preset(
-            tasks=("sst2",),
-            conditions=("alpha 1",),
-            seeds=1,
-            rounds=4,
-            batch_size=8,
-            train_rows=400,
-            validation_rows=100,
-            test_rows=200,
-        ),
-        "full": Preset(
-            tasks=("sst2", "qqp"),
-            seeds=3,
-            rounds=15,
-            batch_size=8,
-            train_rows=2000,
-            validation_rows=300,
-            test_rows=600,
-            score_every=3,
-        ),
+        "quick": QUICK,
+        "full": FULL,
         "paper": Preset(
             tasks=("rte", "mrpc", "sst2", "qnli", "qqp"),
             seeds=5,

@@ -144,17 +144,6 @@ def test_too_few_rows_for_the_devices_are_told(films, tiny_llama, capsys):
     assert "expected at least 32 rows, 8 for each client, got 24" in capsys.readouterr().err
 
 
-@pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """A task whose label one word gives away."""
-    folder = tmp_path / "data" / "sst2"
-    folder.mkdir(parents=True)
-    for split, rows in (("train", 160), ("test", 64)):
-        lines = [{"sentence": f"{('bad', 'good')[i % 2]} w{i % 40} film", "label": i % 2} for i in range(rows)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder.parent
-
-
 def test_a_grid_that_was_killed_is_finished_and_not_run_again(films, tiny_llama, tmp_path, capsys):
     stored, out = tmp_path / "cells.jsonl", tmp_path / "out.json"
     command = ["hlora", "--preset=tiny", f"--data={films}", f"--model={tiny_llama}", f"--cells={stored}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,17 +144,6 @@ def test_a_study_names_only_what_there_is(study):
         assert len(claim.ahead) == len(claim.behind)
         for arm, condition in claim.sides:
             assert arm in (study.conditions[condition].arms or study.arms)
-
-
-@pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """A task whose label one word gives away."""
-    folder = tmp_path / "data" / "sst2"
-    folder.mkdir(parents=True)
-    for split, rows in (("train", 200), ("test", 64)):
-        lines = [{"sentence": f"{('bad', 'good')[i % 2]} w{i % 40} film", "label": i % 2} for i in range(rows)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder.parent
 
 
 def test_a_study_tunes_runs_reports_and_does_nothing_twice(films, tiny_bert, tmp_path, capsys):
