@@ -440,8 +440,7 @@ class Federation:
         """Takes a recovered round up again: its hand-outs are served, a closed cohort is merged."""
         versions = {row.version: stored_version(row) for row in self._journal.versions()}
         for given in (*self._journal.assignments(self.round.number), *self._journal.open_assignments()):
-            slots = Assignment.from_json(given.document).handout.slots
-            self._versions.of(versions[given.version]).offer(slots)
+            self._versions.of(versions[given.version]).offer_again(Assignment.from_json(given.document))
         if self.round.phase is Phase.MERGING:
             self._merge()
 

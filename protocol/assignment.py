@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -16,10 +17,10 @@ from protocol import limits
 from protocol.codecs import Codec
 from protocol.errors import NackCode, RemoteProtocolError
 from protocol.manifest import Manifest
-from protocol.payload import Factor, Layout
+from protocol.payload import AdapterTensors, Buffer, Factor, Layout
 from protocol.typed import Fields, parse_json
 
-__all__ = ["Assignment", "AssignmentKind", "Handout", "LocalTraining", "read_local_training"]
+__all__ = ["Assignment", "AssignmentKind", "Handout", "LocalTraining", "read_local_training", "split_layouts"]
 
 
 class AssignmentKind(StrEnum):
@@ -122,11 +123,14 @@ class Assignment:
     rank: int
     """LoRA rank to train at; slots ``rank..handout.slots`` are the frozen residual."""
     handout: Handout
-    """What to start from."""
+    """What to start from: all trainables, or, if :attr:`inactive` is there, the active ones alone."""
     update_codec: Codec = Codec.BF16
     """Number format of the update."""
     active: tuple[str, ...] | None = None
     """Trainables to train and send back; the others stay frozen at the hand-out. None: all."""
+    inactive: Handout | None = None
+    """The other trainables, where they are an object of their own: one that stays the same from round to round, and is
+    fetched once. Of the same codec and slots as :attr:`handout`."""
     frozen_factors: tuple[Factor, ...] = ()
     """Factors of every low-rank module that stay as handed out, and are not in the update; at most one of the two."""
     local: LocalTraining = field(default_factory=LocalTraining)
@@ -142,6 +146,29 @@ class Assignment:
     def residual(self) -> bool:
         """Whether the hand-out carries a frozen residual behind the trained slots."""
         return self.handout.slots > self.rank
+
+    @property
+    def objects(self) -> tuple[Handout, ...]:
+        """What to fetch before beginning."""
+        return (self.handout,) if self.inactive is None else (self.inactive, self.handout)
+
+    def decode_handout(self, manifest: Manifest, read: Callable[[str], Buffer]) -> AdapterTensors:
+        """All trainables, as handed out.
+
+        Args:
+            manifest: The run's universe.
+            read: Gives an object's bytes by its digest.
+
+        Raises:
+            RemoteProtocolError: As :meth:`protocol.payload.Layout.decode`; or ``active`` names something that the
+                manifest does not.
+        """
+        whole, (slots, codec) = Layout.of(manifest), (self.handout.slots, self.handout.codec)
+        if self.inactive is None:
+            return whole.decode(read(self.handout.digest), slots, codec)
+        active, inactive = split_layouts(manifest, self.active or ())
+        parts = ((active, self.handout), (inactive, self.inactive))
+        return whole.join((layout, layout.decode(read(part.digest), slots, codec)) for layout, part in parts)
 
     def update_layout(self, manifest: Manifest) -> Layout:
         """The layout that an update for this assignment must have.
@@ -173,6 +200,7 @@ class Assignment:
             handout=_handout(fields.table("handout")),
             update_codec=fields.member("update_codec", Codec),
             active=_active(fields),
+            inactive=None if fields.optional_null("inactive") else _handout(fields.table("inactive")),
             frozen_factors=tuple(fields.members("frozen_factors", Factor)),
             local=read_local_training(fields.table("local")),
             probe=fields.optional_text("probe"),
@@ -182,9 +210,26 @@ class Assignment:
         fields.finish()
         if assignment.handout.slots < assignment.rank:
             raise RemoteProtocolError("assignment: the hand-out has fewer slots than the rank to train", NackCode.SHAPE)
+        if assignment.inactive is not None:
+            alike = {(part.codec, part.slots) for part in assignment.objects}
+            if assignment.active is None or len(alike) > 1:
+                raise RemoteProtocolError(
+                    "assignment: field 'inactive': expected it with 'active', in codec and slots like the hand-out",
+                    NackCode.SHAPE,
+                )
         if len(assignment.frozen_factors) == len(Factor):
             raise RemoteProtocolError("assignment: field 'frozen_factors': one of the two has to train")
         return assignment
+
+
+def split_layouts(manifest: Manifest, active: Iterable[str]) -> tuple[Layout, Layout]:
+    """The layouts of the active trainables and of the others, as two objects hold them.
+
+    Raises:
+        RemoteProtocolError: A name is not in the manifest.
+    """
+    keep = set(active)
+    return Layout.of(manifest, keep), Layout.of(manifest, [name for name in manifest.names if name not in keep])
 
 
 def _active(fields: Fields) -> tuple[str, ...] | None:

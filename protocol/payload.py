@@ -28,9 +28,10 @@ from protocol.manifest import DenseTensor, LowRankModule, Manifest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["AdapterTensors", "Factor", "Layout", "PrefixDigests"]
+__all__ = ["AdapterTensors", "Buffer", "Factor", "Layout", "PrefixDigests"]
 
 Buffer = bytes | bytearray | memoryview
+"""What holds an encoded object."""
 
 
 class Factor(StrEnum):
@@ -272,6 +273,42 @@ class Layout:
         first = span.start * codec.value_bytes
         return np.ascontiguousarray(rows[:, first : first + size])
 
+    def extract(self, body: Buffer, rank: int, codec: Codec, part: Layout) -> bytes:
+        """The body of some of this layout's trainables, bit for bit; nothing is decoded.
+
+        Args:
+            body: As in :meth:`decode_factors`.
+            rank: As in :meth:`decode_factors`.
+            codec: As in :meth:`decode_factors`.
+            part: The layout of those trainables, with the same factors frozen.
+        """
+        pieces = [self._dense_cut(body, codec, tensor.name).tobytes() for tensor in part.dense]
+        if part.low_rank:
+            cuts = [(self.cut(body, rank, codec, module.name), self._spans[module.name]) for module in part.low_rank]
+            scales = [4 * len(span.groups) if codec is Codec.INT8 else 0 for _, span in cuts]
+            heads = [cut[:, :size] for (cut, _), size in zip(cuts, scales, strict=True)]
+            values = [cut[:, size:] for (cut, _), size in zip(cuts, scales, strict=True)]
+            pieces.append(np.hstack([*heads, *values]).tobytes())
+        return b"".join(pieces)
+
+    def join(self, parts: Iterable[tuple[Layout, AdapterTensors]]) -> AdapterTensors:
+        """Puts together what parts of this layout hold; what none of them has reads as zero.
+
+        Args:
+            parts: Layouts of some of the trainables, with what they hold; all of one rank.
+        """
+        parts = list(parts)
+        joined = self.zeros(max(tensors.rank for _, tensors in parts))
+        dense = dict(joined.dense)
+        for layout, tensors in parts:
+            dense.update(tensors.dense)
+            for module in layout.low_rank:
+                for whole, own in zip(
+                    self.factors(joined.slots, module.name), layout.factors(tensors.slots, module.name), strict=True
+                ):
+                    whole[:] = own
+        return AdapterTensors(dense, joined.slots)
+
     def only(self, name: str) -> Layout:
         """The layout of one low-rank module alone; of nothing, if this one lacks it."""
         return Layout(tuple(module for module in self.low_rank if module.name == name), (), self.frozen)
@@ -287,15 +324,10 @@ class Layout:
         Raises:
             RemoteProtocolError: ``NON_FINITE``, if a value of this tensor is.
         """
-        start = 0
-        for tensor in self.dense:
-            size = self._dense_bytes(tensor, codec)
-            if tensor.name == name:
-                count, width = _rows(tensor)
-                part = np.frombuffer(body, np.uint8)[start : start + size].reshape(count, size // count)
-                return decode_rows(np.ascontiguousarray(part), codec, [width]).reshape(tensor.shape)
-            start += size
-        raise KeyError(name)
+        tensor = next(tensor for tensor in self.dense if tensor.name == name)
+        count, width = _rows(tensor)
+        part = self._dense_cut(body, codec, name).reshape(count, -1)
+        return decode_rows(np.ascontiguousarray(part), codec, [width]).reshape(tensor.shape)
 
     def decode_body(self, body: Buffer, rank: int, codec: Codec) -> AdapterTensors:
         """Decodes a body of known length, such as a stored hand-out's prefix."""
@@ -314,6 +346,16 @@ class Layout:
 
     def _slot_bytes(self, codec: Codec) -> int:
         return row_bytes(codec, self._groups)
+
+    def _dense_cut(self, body: Buffer, codec: Codec, name: str) -> NDArray[np.uint8]:
+        """One dense tensor's bytes out of a body of known length."""
+        start = 0
+        for tensor in self.dense:
+            size = self._dense_bytes(tensor, codec)
+            if tensor.name == name:
+                return np.frombuffer(body, np.uint8)[start : start + size]
+            start += size
+        raise KeyError(name)
 
     def _dense_bytes(self, tensor: DenseTensor, codec: Codec) -> int:
         count, width = _rows(tensor)

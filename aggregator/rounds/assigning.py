@@ -78,6 +78,11 @@ class Assignments:
         config, probe = self._config, self._config.probe_in(round_number)
         local = replace(config.local, learning_rate_scale=config.learning_rate_scale(round_number))
         seed = hashlib.sha256(f"client\0{config.seed}\0{round_number}\0{client}".encode()).digest()
+        active = self._active(rank, layers)
+        if layers is None or active is None:
+            handout, inactive = handouts.offer(slots), None
+        else:
+            handout, inactive = handouts.offer_parts(slots, active)
         assignment = Assignment(
             kind=AssignmentKind.TRAIN if probe is None else AssignmentKind.PROBE,
             run=config.run,
@@ -85,9 +90,10 @@ class Assignments:
             version=handouts.version.version,
             token=self._new_token(),
             rank=rank,
-            handout=handouts.offer(slots),
+            handout=handout,
             update_codec=config.update_codec,
-            active=self._active(rank, layers),
+            active=active,
+            inactive=inactive,
             frozen_factors=self._frozen,
             local=local,
             probe=probe,

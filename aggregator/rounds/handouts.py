@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from aggregator.rounds.work import StoredVersion
 from aggregator.store.objects import ObjectStore
-from protocol.assignment import Handout
+from protocol.assignment import Assignment, Handout, split_layouts
 from protocol.codecs import Codec
 from protocol.manifest import Manifest
 from protocol.payload import Layout, PrefixDigests
@@ -24,17 +24,36 @@ class Handouts:
     """
 
     def __init__(self, objects: ObjectStore, manifest: Manifest, version: StoredVersion) -> None:
-        self.version = version
-        layout = Layout.of(manifest)
-        self._live = _Body(layout, objects.view(version.body), version.slots, version.codec)
+        self.version, self._objects = version, objects
+        self._manifest, self._layout = manifest, Layout.of(manifest)
+        self._live = self._body(self._layout, objects.view(version.body))
         self._final = self._live
         if version.final is not None:
-            self._final = _Body(layout, objects.view(version.final), version.slots, version.codec)
+            self._final = self._body(self._layout, objects.view(version.final))
+        self._parts: dict[tuple[str, ...], tuple[_Body, _Body]] = {}
         self._served: dict[str, tuple[_Body, int]] = {}
 
     def offer(self, slots: int) -> Handout:
         """Names the hand-out with this many slots to train from; from now on :meth:`piece` serves it."""
         return self._offered(self._live, slots)
+
+    def offer_parts(self, slots: int, active: tuple[str, ...]) -> tuple[Handout, Handout]:
+        """Names two objects with this many slots, one of these trainables and one of the others, served from now on.
+
+        What changes from version to version and what does not travel apart so. Both are kept in memory.
+        """
+        if active not in self._parts:
+            ours, others = split_layouts(self._manifest, active)
+            self._parts[active] = self._extracted(ours), self._extracted(others)
+        changing, constant = self._parts[active]
+        return self._offered(changing, slots), self._offered(constant, slots)
+
+    def offer_again(self, given: Assignment) -> None:
+        """Serves what an assignment named before a restart."""
+        if given.inactive is None:
+            self.offer(given.handout.slots)
+        else:
+            self.offer_parts(given.handout.slots, given.active or ())
 
     def offer_final(self, slots: int) -> Handout:
         """Names the adapter with this many slots to keep, the best there is of the model; it is served from now on."""
@@ -46,6 +65,13 @@ class Handouts:
             return None
         body, slots = self._served[digest]
         return body.piece(slots, offset, length)
+
+    def _extracted(self, part: Layout) -> _Body:
+        body = self._objects.view(self.version.body)
+        return self._body(part, memoryview(self._layout.extract(body, self.version.slots, self.version.codec, part)))
+
+    def _body(self, layout: Layout, data: memoryview) -> _Body:
+        return _Body(layout, data, self.version.slots, self.version.codec)
 
     def _offered(self, body: _Body, slots: int) -> Handout:
         handout = body.handout(slots)

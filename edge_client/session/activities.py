@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from edge_client.session.events import Outgoing
-from protocol.assignment import Assignment
+from protocol.assignment import Assignment, Handout
 from protocol.messages import Credit, Data, Finished
 from protocol.transfer import Download, Piece, Sender
 
@@ -66,6 +66,8 @@ class Fetching:
     """What it is for; None: it is the manifest."""
     digest: str
     size: int
+    later: tuple[Handout, ...] = ()
+    """What else to fetch for the same goal."""
     download: Download | None = None
     """None until the disk says how much of it is there."""
 

@@ -49,7 +49,7 @@ from edge_client.session.refusals import decline_reason, error_of
 from edge_client.trainer import TrainerInfo
 from edge_client.transport.base import AuthenticationFailed, Connected, Disconnected, Received
 from protocol import limits
-from protocol.assignment import Assignment
+from protocol.assignment import Assignment, Handout
 from protocol.errors import NackCode, RemoteProtocolError
 from protocol.header import Frames
 from protocol.identity import upload_id
@@ -275,7 +275,7 @@ class Engine:
         elif self._job is not None:
             return
         elif self._sealed_manifest != welcome.manifest:
-            self._fetch(None, welcome.manifest, welcome.manifest_bytes)
+            self._fetch(Fetching(None, welcome.manifest, welcome.manifest_bytes), keep=None)
         elif self._info is None:
             self._job = Job.PREPARE
             self._effects.append(Prepare(welcome.manifest))
@@ -313,10 +313,17 @@ class Engine:
             metrics=metrics,
         )
 
-    def _fetch(self, goal: Assignment | Finished | None, digest: str, size: int) -> None:
-        self._activity = Fetching(goal, digest, size)
-        keep = frozenset({digest} if self._link.welcome is None else {digest, self._link.welcome.manifest})
-        self._effects.append(Open(digest, size, keep))
+    def _fetch_objects(self, goal: Assignment | Finished, objects: tuple[Handout, ...]) -> None:
+        """Fetches what the goal takes, one after the other; all else but the manifest is of no use any more."""
+        keep = {each.digest for each in objects}
+        if self._link.welcome is not None:
+            keep.add(self._link.welcome.manifest)
+        first, *later = objects
+        self._fetch(Fetching(goal, first.digest, first.object_bytes, tuple(later)), frozenset(keep))
+
+    def _fetch(self, fetch: Fetching, keep: frozenset[str] | None) -> None:
+        self._activity = fetch
+        self._effects.append(Open(fetch.digest, fetch.size, keep))
 
     def _later(self, delay_s: float | None = None) -> None:
         """Ends the activity; the next one starts after the delay, or after a back-off that grows with each failure."""
@@ -379,9 +386,9 @@ class Engine:
                 assignment = Assignment.from_json(bytes(message.payload))
                 if assignment.run != self._run:
                     raise RemoteProtocolError(f"an assignment of run {assignment.run!r}")
-                self._fetch(assignment, assignment.handout.digest, assignment.handout.object_bytes)
+                self._fetch_objects(assignment, assignment.objects)
             case Finished():
-                self._fetch(message, message.handout.digest, message.handout.object_bytes)
+                self._fetch_objects(message, (message.handout,))
 
     def _acknowledged(self, ref: str) -> None:
         match self._activity:
@@ -483,6 +490,10 @@ class Engine:
             self._violated(AggregatorError(f"object {sealed.digest[:16]}… arrived with another content"))
             return
         self._violations = 0
+        if fetch.later:
+            first, *later = fetch.later
+            self._fetch(Fetching(fetch.goal, first.digest, first.object_bytes, tuple(later)), keep=None)
+            return
         match fetch.goal:
             case None:
                 self._sealed_manifest = sealed.digest

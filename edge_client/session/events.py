@@ -148,8 +148,8 @@ class Open:
 
     digest: str
     size: int
-    keep: frozenset[str]
-    """Digests still needed: other objects, whole or partial, may be deleted."""
+    keep: frozenset[str] | None
+    """Digests still needed: other objects, whole or partial, may be deleted. None: all may be needed."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Jobs:
 
     def _train(self, manifest: Manifest, info: TrainerInfo, assignment: Assignment) -> Trained:
         charge = self.accountant.admit(assignment, info.num_examples, capable=info.private)
-        handout = self._handout(manifest, assignment.handout)
+        handout = assignment.decode_handout(manifest, self._home.objects.read)
         result = self._trainer.run(assignment, handout, cancelled=self._cancelled, progress=self._progress)
         update, metrics = _encoded(manifest, assignment, result), result.metrics
         if charge is not None:

@@ -20,7 +20,7 @@ class Objects:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def open(self, digest: str, size: int, keep: Collection[str]) -> int:
+    def open(self, digest: str, size: int, keep: Collection[str] | None) -> int:
         """Makes room for an object and returns how many of its bytes are here already.
 
         A part is trusted by its length alone: what a crash left out is found when the whole is verified.
@@ -28,10 +28,11 @@ class Objects:
         Args:
             digest: SHA-256 of the object, hex.
             size: Bytes of the object.
-            keep: Digests of what must stay; all else is deleted, so that a run of many rounds fills no disk.
+            keep: Digests of what must stay; all else is deleted, so that a run of many rounds fills no disk. None:
+                everything.
         """
         for path in self._folder.iterdir():
-            if path.stem not in keep:
+            if keep is not None and path.stem not in keep:
                 path.unlink()
         if self._path(digest).exists():
             return size

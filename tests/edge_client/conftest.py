@@ -24,7 +24,7 @@ from edge_client.storage.home import Home
 from edge_client.trainer import Trainer
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 from edge_client.transport import AuthenticationFailed, Connected, Disconnected, LinkEvent, Received
-from protocol.assignment import Assignment, AssignmentKind, Handout
+from protocol.assignment import Assignment, AssignmentKind, Handout, split_layouts
 from protocol.codecs import Codec
 from protocol.errors import NackCode
 from protocol.identity import upload_id
@@ -80,6 +80,8 @@ class FakeAggregator:
 
     rounds: int = 1
     kinds: Sequence[AssignmentKind] = (AssignmentKind.TRAIN,)
+    active: tuple[str, ...] | None = None
+    """What to train alone; then the rest is an object of its own."""
     cuts: frozenset[int] = frozenset()
     """Which messages, counted in both directions, never arrive: the link breaks instead."""
     kills: frozenset[int] = frozenset()
@@ -100,11 +102,14 @@ class FakeAggregator:
     def __post_init__(self) -> None:
         layout = Layout.of(self.manifest)
         self.objects[self.manifest.digest] = self.manifest.to_json()
-        handout = layout.encode(layout.zeros(RANK), Codec.FP32)
-        self.handout = Handout(
-            digest=hashlib.sha256(handout).hexdigest(), object_bytes=len(handout), codec=Codec.FP32, slots=RANK
-        )
-        self.objects[self.handout.digest] = handout
+        self.handout = self.stored(layout)
+        self.parts = tuple(map(self.stored, split_layouts(self.manifest, self.active))) if self.active else None
+
+    def stored(self, layout: Layout) -> Handout:
+        data = layout.encode(layout.zeros(RANK if layout.low_rank else 0), Codec.FP32)
+        digest = hashlib.sha256(data).hexdigest()
+        self.objects[digest] = data
+        return Handout(digest=digest, object_bytes=len(data), codec=Codec.FP32, slots=RANK)
 
     @property
     def round(self) -> int:
@@ -119,7 +124,9 @@ class FakeAggregator:
             version=self.round - 1,
             token=f"{self.round:032x}",
             rank=RANK,
-            handout=self.handout,
+            handout=self.handout if self.parts is None else self.parts[0],
+            active=self.active,
+            inactive=None if self.parts is None else self.parts[1],
         )
 
     def connect(self) -> FakeLink:

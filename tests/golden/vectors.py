@@ -6,6 +6,7 @@ They are written anew with ``make golden``. Bytes that change mean a new protoco
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ _ASSIGNMENT = Assignment(
     rank=4,
     handout=_HANDOUT,
     active=("query",),
+    inactive=replace(_HANDOUT, digest=_DIGEST[::-1]),
     frozen_factors=(Factor.A,),
     local=LocalTraining(proximal_mu=0.01, noise_multiplier=0.8, epsilon_max=4.0),
     seed=11,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,13 @@ RATIO = st.floats(0, 1)
 @st.composite
 def assignments(draw: st.DrawFn) -> Assignment:
     rank = draw(st.integers(0, limits.RANK_MAX))
+    handout = Handout(
+        digest=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
+        object_bytes=draw(st.integers(0, limits.OBJECT_MAX_BYTES)),
+        codec=draw(st.sampled_from(Codec)),
+        slots=draw(st.integers(rank, limits.RANK_MAX)),
+    )
+    active = draw(st.none() | st.lists(TEXT, max_size=3).map(tuple))
     return Assignment(
         kind=draw(st.sampled_from(AssignmentKind)),
         run=draw(TEXT),
@@ -30,14 +38,10 @@ def assignments(draw: st.DrawFn) -> Assignment:
         version=draw(st.integers(0, 1 << 40)),
         token=draw(st.text("0123456789abcdef", min_size=32, max_size=32)),
         rank=rank,
-        handout=Handout(
-            digest=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
-            object_bytes=draw(st.integers(0, limits.OBJECT_MAX_BYTES)),
-            codec=draw(st.sampled_from(Codec)),
-            slots=draw(st.integers(rank, limits.RANK_MAX)),
-        ),
+        handout=handout,
         update_codec=draw(st.sampled_from(Codec)),
-        active=draw(st.none() | st.lists(TEXT, max_size=3).map(tuple)),
+        active=active,
+        inactive=None if active is None else draw(st.none() | st.just(replace(handout, digest="f" * 64))),
         frozen_factors=draw(st.lists(st.sampled_from(Factor), max_size=1).map(tuple)),
         local=LocalTraining(
             learning_rate=draw(RATIO),
@@ -63,6 +67,20 @@ def assignments(draw: st.DrawFn) -> Assignment:
 @given(assignments())
 def test_an_assignment_survives_the_wire(assignment: Assignment) -> None:
     assert Assignment.from_json(assignment.to_json()) == assignment
+
+
+@pytest.mark.parametrize(("active", "change"), [(None, {}), (("q",), {"codec": "fp16"}), (("q",), {"slots": 9})])
+def test_inactive_trainables_come_only_beside_active_ones_and_in_the_same_form(
+    active: tuple[str, ...] | None, change: dict[str, object]
+) -> None:
+    handout = Handout(digest="0" * 64, object_bytes=9, codec=Codec.FP32, slots=4)
+    assignment = Assignment(
+        kind=AssignmentKind.TRAIN, run="r", round=1, version=0, token="0" * 32, rank=4, handout=handout, active=active
+    )
+    table = json.loads(assignment.to_json())
+    table["inactive"] = {**table["handout"], **change}
+    with pytest.raises(RemoteProtocolError, match="'inactive': expected it with 'active', in codec and slots"):
+        Assignment.from_json(json.dumps(table).encode())
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ import re
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import protocol
-from protocol.assignment import Assignment, AssignmentKind, Handout
+from protocol.assignment import Assignment, AssignmentKind, Handout, split_layouts
 from protocol.codecs import Codec, decode_rows
 from protocol.errors import RemoteProtocolError
 from protocol.exported import ExportedAdapter
@@ -43,6 +44,12 @@ ADAPTER = AdapterTensors({t.name: np.ones(t.shape, np.float32) for t in LAYOUT.d
 HANDOUT = Handout(digest=D, object_bytes=9, codec=Codec.BF16, slots=4)
 ASSIGNMENT = Assignment(
     kind=AssignmentKind.TRAIN, run="run", round=1, version=0, token=T, rank=4, handout=HANDOUT, active=("query",)
+)
+REST = "1" * 64
+SPLIT = replace(ASSIGNMENT, inactive=replace(HANDOUT, digest=REST))
+ACTIVE, INACTIVE = (
+    part.header(4, Codec.BF16) + LAYOUT.extract(LAYOUT.encode_body(ADAPTER, Codec.BF16), 4, Codec.BF16, part)
+    for part in split_layouts(MANIFEST, ("query",))
 )
 TICKET = Ticket(
     run="run", endpoint="tcp://a:1", enrolment_endpoint="tcp://a:2", server_key="a" * 40, token=T, expires_at=1.5
@@ -92,6 +99,10 @@ DECODERS: dict[str, list[Decoder]] = {
     "typed.parse_json": [(lambda data: parse_json(data, 1 << 20, "thing"), b'{"x": [1, 2.5, {"y": "z"}]}')],
     "manifest.Manifest.from_json": [(Manifest.from_json, MANIFEST.to_json())],
     "assignment.Assignment.from_json": [(Assignment.from_json, ASSIGNMENT.to_json())],
+    "assignment.Assignment.decode_handout": [
+        (lambda data: ASSIGNMENT.decode_handout(MANIFEST, lambda digest: data), LAYOUT.encode(ADAPTER, Codec.BF16)),
+        (lambda data: SPLIT.decode_handout(MANIFEST, {D: data, REST: INACTIVE}.__getitem__), ACTIVE),
+    ],
     "ticket.Ticket.from_json": [(Ticket.from_json, TICKET.to_json())],
     "payload.Layout.decode": [
         ((lambda data, codec=codec: LAYOUT.decode(data, 4, codec)), LAYOUT.encode(ADAPTER, codec)) for codec in Codec
@@ -116,6 +127,7 @@ DECODERS: dict[str, list[Decoder]] = {
 """Each decoder, called as its callers do, and something that it takes."""
 OURS = {
     "payload.PrefixDigests": "reads a body that this side stored",
+    "payload.Layout.extract": "copies bytes of a body that this side stored",
     "payload.Layout.cut": "copies bytes of a body of known length and looks at none",
     "fingerprint.files_digest": "hashes files of this machine",
     **{f"messages.{name}": "the payload that a decoder has bounded" for name in ("Chunk", "Data", "Task")},

@@ -267,6 +267,31 @@ def test_what_is_cut_out_of_a_body_is_the_body_of_that_module_alone(layout: Layo
     assert layout.only("no such module").body_bytes(rank, codec) == 0
 
 
+@given(layouts(), st.integers(0, 4), st.sampled_from(Codec), st.data())
+def test_what_is_extracted_of_a_body_is_the_body_of_that_part_and_parts_make_the_whole(
+    layout: Layout, rank: int, codec: Codec, data: st.DataObject
+) -> None:
+    names = [item.name for item in (*layout.low_rank, *layout.dense)]
+    keep = data.draw(st.sets(st.sampled_from(names)))
+    ours, others = (
+        Layout(
+            tuple(module for module in layout.low_rank if (module.name in keep) == wanted),
+            tuple(tensor for tensor in layout.dense if (tensor.name in keep) == wanted),
+            layout.frozen,
+        )
+        for wanted in (True, False)
+    )
+    body = layout.encode_body(filled(layout, rank), codec)
+    bodies = [(part, layout.extract(body, rank, codec, part)) for part in (ours, others)]
+    decoded = [(part, part.decode_body(each, rank, codec)) for part, each in bodies]
+    for (part, each), (_, tensors) in zip(bodies, decoded, strict=True):
+        assert len(each) == part.body_bytes(rank, codec)
+        if codec is not Codec.INT8:  # whose scales need not be found again
+            assert part.encode_body(tensors, codec) == each
+    if not layout.frozen:
+        assert equal(layout.join(decoded), layout.decode_body(body, rank, codec))
+
+
 def test_active_names_keep_the_manifests_order(manifest: Manifest) -> None:
     layout = Layout.of(manifest, ["layer.0.value", "gate", "head.weight"])
     assert [t.name for t in layout.dense] == ["head.weight", "gate"]

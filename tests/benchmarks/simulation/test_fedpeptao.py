@@ -19,7 +19,7 @@ from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
-from protocol.assignment import LocalTraining
+from protocol.assignment import Assignment, LocalTraining
 from protocol.codecs import Codec
 from protocol.manifest import DenseTensor, Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
@@ -69,6 +69,16 @@ def test_the_devices_select_layers_and_train_and_send_those_alone(finished):
     part = Layout.of(manifest, selection.active(manifest.names)).object_bytes(1, Codec.FP32)
     assert part < 0.6 * whole
     assert sizes == [{whole}, set(), {part}, {part}]
+
+
+def test_what_is_not_selected_is_handed_out_once_more_and_never_again(finished):
+    run, manifest = finished
+    given = [[Assignment.from_json(row.document) for row in run.journal.assignments(number)] for number in (2, 3, 4)]
+    assert {assignment.inactive for assignment in given[0]} == {None}
+    rest = {assignment.inactive.digest for assignment in (*given[1], *given[2])}
+    assert len(rest) == 1
+    part = Layout.of(manifest, selected_layers(run.journal, 2).active(manifest.names)).object_bytes(1, Codec.FP32)
+    assert {assignment.handout.object_bytes for assignment in (*given[1], *given[2])} == {part}
 
 
 def test_what_is_not_selected_rests_from_then_on(finished):

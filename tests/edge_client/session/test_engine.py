@@ -122,6 +122,42 @@ def test_an_interrupted_download_goes_on_where_it_stopped(fake_aggregator, devic
     assert first.count(0) == 1
 
 
+def test_what_is_not_trained_is_fetched_once_for_all_rounds(fake_aggregator, device):
+    aggregator = fake_aggregator(rounds=3, active=("bias",))
+    one = device(aggregator)
+    driver = one.run()
+    assert (driver.phase, driver.error) == (Phase.FINISHED, None)
+    assert [number for number, _ in aggregator.durable] == one.trainer.rounds == [1, 2, 3]
+    trained, rest = aggregator.parts
+    asked = [m.digest for m in aggregator.heard if isinstance(m, Get) and m.offset == 0]
+    assert trained.object_bytes < 1000 < rest.object_bytes
+    assert asked[1:3] == [rest.digest, trained.digest]
+    assert asked.count(rest.digest) == 1
+
+
+@settings(max_examples=10)
+@given(kills=st.frozensets(st.integers(1, 60), max_size=4), cuts=st.frozensets(st.integers(1, 60), max_size=4))
+def test_wherever_it_breaks_off_both_objects_of_an_assignment_arrive(fake_aggregator, device_in, kills, cuts):
+    aggregator = fake_aggregator(rounds=2, active=("bias",), cuts=cuts, kills=kills)
+    with tempfile.TemporaryDirectory() as folder:
+        one = device_in(aggregator, Path(folder))
+        driver = one.run()
+        one.home.close()
+    assert (driver.phase, driver.error) == (Phase.FINISHED, None)
+    assert [number for number, _ in aggregator.durable] == one.trainer.rounds == [1, 2]
+
+
+def test_an_interrupted_hand_out_goes_on_where_it_stopped_after_a_restart(fake_aggregator, device):
+    aggregator = fake_aggregator(rounds=1)
+    one = device(aggregator)
+    one.run(until=lambda: sum(isinstance(m, Get) and m.digest == aggregator.handout.digest for m in aggregator.heard))
+    one.restart()
+    one.run()
+    asked = [m.offset for m in aggregator.heard if isinstance(m, Get) and m.digest == aggregator.handout.digest]
+    assert len(aggregator.durable) == 1
+    assert len(set(asked)) == len(asked)
+
+
 def test_the_manifest_is_fetched_once_for_all_processes(fake_aggregator, device):
     aggregator = fake_aggregator(rounds=1)
     one = device(aggregator)
