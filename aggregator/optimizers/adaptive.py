@@ -68,10 +68,10 @@ class Adaptive:
         """``Δ``, and ``u'`` and ``v'``."""
         if change.low_rank:
             refuse_module(next(iter(change.low_rank)))
-        first, second, step = {}, {}, {}
+        first, second, step = dict(memory.momentum.dense), dict(memory.second), {}
         for name, D in change.dense.items():
-            first[name] = self.beta1 * memory.momentum.dense[name] + (1.0 - self.beta1) * D
-            second[name] = self._second(memory.second[name], D**2)
+            first[name] = self.beta1 * first[name] + (1.0 - self.beta1) * D
+            second[name] = self._second(second[name], D**2)
             step[name] = self.learning_rate * first[name] / (np.sqrt(second[name]) + self.tau)
         momentum = GlobalState(low_rank={}, dense=first)
         return GlobalState(low_rank={}, dense=step), Memory(steps=memory.steps + 1, momentum=momentum, second=second)

@@ -29,7 +29,9 @@ class Optimizer(Protocol):
     def update(self, change: GlobalState, memory: Memory) -> tuple[GlobalState, Memory]:
         """The step to add to the model, and what to remember.
 
+        What is not in the change rests: it has no step, and what is remembered of it stays as it is.
+
         Args:
-            change: ``D = Σ p_i D_i`` of this round.
+            change: ``D = Σ p_i D_i`` of this round, of the trainables that anybody trained.
             memory: Of the version that was handed out.
         """

@@ -48,13 +48,19 @@ class Momentum:
 
     def update(self, change: GlobalState, memory: Memory) -> tuple[GlobalState, Memory]:
         """``η·V'`` and ``V'``."""
-        momentum = combine([(self.beta, memory.momentum), (1.0, change)])
+        before = memory.momentum
+        known = GlobalState(
+            low_rank={name: before.low_rank[name] for name in change.low_rank},
+            dense={name: before.dense[name] for name in change.dense},
+        )
+        momentum = combine([(self.beta, known), (1.0, change)])
         if self.rank_max is not None:
             low_rank = {name: _cut(module, self.rank_max) for name, module in momentum.low_rank.items()}
             momentum = GlobalState(low_rank=low_rank, dense=momentum.dense)
+        after = GlobalState(low_rank={**before.low_rank, **momentum.low_rank}, dense={**before.dense, **momentum.dense})
         return (
             combine([(self.learning_rate, momentum)]),
-            Memory(steps=memory.steps + 1, momentum=momentum, second=memory.second),
+            Memory(steps=memory.steps + 1, momentum=after, second=memory.second),
         )
 
 

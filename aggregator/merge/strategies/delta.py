@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from aggregator.merge import Factors, GlobalState, MergeError, Round, Scratch, stack
+from aggregator.merge import Factors, GlobalState, MergeError, ModuleState, Round, Scratch, stack
 from aggregator.merge.accumulator import add_product
 from aggregator.merge.module import add_increment
 from aggregator.merge.rounds import report_merged
@@ -24,7 +24,7 @@ from aggregator.optimizers.moving_average import MovingAverage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aggregator.merge import MergeReport, ModuleReport, ModuleState
+    from aggregator.merge import MergeReport, ModuleReport
     from aggregator.merge.opened import OpenMerge
     from aggregator.merge.strategies.interface import RoundInput
     from aggregator.optimizers.interface import Optimizer
@@ -233,14 +233,25 @@ class SteppedMerge:
         if self.rule.controls is not None and self.state.controls is not None:
             change, controls = self.rule.controls.correct(change, self.changes, self.state.controls)
         if self.rule.optimizer is not None and self.state.memory is not None:
-            change, memory = self.rule.optimizer.update(change, self.state.memory)
-            modules = {m.name: self._added(m, change.low_rank[m.name]) for m in self.manifest.low_rank}
+            change, memory = self.rule.optimizer.update(self._trained(change), self.state.memory)
+            modules = {
+                m.name: self._added(m, change.low_rank.get(m.name, ModuleState.zeros(m)))
+                for m in self.manifest.low_rank
+            }
         before = self.state.offset.dense
         dense = {**before, **{name: before[name] + step for name, step in change.dense.items()}}
         ordered = [modules[module.name] for module in self.manifest.low_rank]
         offset = GlobalState(low_rank={told.name: value for value, told in ordered}, dense=dense)
         report = report_round(self.changes.cohort, tuple(told for _, told in ordered), before, dense)
         return DeltaState(offset=offset, memory=memory, controls=controls), report
+
+    def _trained(self, change: GlobalState) -> GlobalState:
+        """What of it anybody trained; the rest is zeros, which an optimizer would take for what devices want."""
+        names = frozenset[str]().union(*(member.names for member in self.changes.cohort.members))
+        return GlobalState(
+            low_rank={name: module for name, module in change.low_rank.items() if name in names},
+            dense={name: value for name, value in change.dense.items() if name in names},
+        )
 
     def _added(self, module: LowRankModule, change: ModuleState) -> tuple[ModuleState, ModuleReport]:
         before, scratch, slots = self.state.offset.low_rank[module.name], Scratch(self.changes.scratch), self._slots

@@ -122,6 +122,25 @@ def test_two_optimizers_side_by_side_are_each_by_itself() -> None:
 @pytest.mark.parametrize(
     "optimizer",
     [
+        Momentum(beta=0.9),
+        Momentum(beta=0.5, rank_max=3),
+        PerKind(low_rank=Momentum(beta=0.9), dense=Adaptive(rule=SecondMoment.ADAM, learning_rate=0.1)),
+    ],
+    ids=str,
+)
+def test_what_nobody_trained_rests_and_then_goes_on_where_it_was(optimizer: Optimizer) -> None:
+    first, second, third = changes(3, 3)
+    absent = GlobalState(low_rank={"two": second.low_rank["two"]}, dense={})
+    partial = steps(optimizer, [first, absent, third])
+    assert set(dense(partial[1])) == {"two"}
+    without = steps(optimizer, [first, third])
+    for name in ("one", "head"):
+        np.testing.assert_allclose(dense(partial[2])[name], dense(without[1])[name], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
         Sgd(decay=0.1),
         Momentum(),
         PerKind(low_rank=Momentum(rank_max=2), dense=Adaptive(rule=SecondMoment.ADAM, learning_rate=0.1)),

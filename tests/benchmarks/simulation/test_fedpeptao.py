@@ -21,7 +21,7 @@ from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.assignment import Assignment, LocalTraining
 from protocol.codecs import Codec
-from protocol.manifest import DenseTensor, Pooling, Quantization, Task, TaskKind
+from protocol.manifest import DenseTensor, LowRankModule, Pooling, Quantization, Task, TaskKind
 from protocol.payload import Layout
 
 TASK = Task(kind=TaskKind.CLASSIFICATION, labels=("no", "yes"), pooling=Pooling.MEAN, max_length=16)
@@ -138,3 +138,29 @@ def test_broken_off_and_restarted_at_any_step_it_selects_the_same_and_ends_in_th
         assert selected_layers(broken.journal, 2) == selection
         assert broken.federation.version == whole.federation.version
     assert {1, 2, 3} <= rounds
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerName.SGD, OptimizerName.MOMENTUM])
+def test_low_rank_modules_that_are_not_selected_rest_whatever_the_server_remembers_of_them(optimizer, tmp_path):
+    modules = tuple(LowRankModule(name=f"layer.{layer}.q", out_features=6, in_features=5) for layer in range(4))
+    manifest = replace(toy_manifest(rank_max=4), low_rank=modules, dense=())
+    config = RunConfig(
+        run="test",
+        rounds=4,
+        cohort_size=3,
+        default_rank=2,
+        server_optimizer=optimizer,
+        probe_round=2,
+        kept_layers=0.5,
+        keep_versions=None,
+    )
+    devices = [NumpyTrainer(seed=n + 1, rank=2 + n % 2) for n in range(3)]
+    with SimulatedRun(tmp_path, config, manifest, devices) as run:
+        run.until_finished(steps_max=10_000)
+        active = selected_layers(run.journal, 2).active(manifest.names)
+        offsets = [run.committed(version).offset.low_rank for version in range(1, 5)]
+    assert len(active) == 2
+    for name in manifest.names:
+        values = [offset[name].svd.dense() for offset in offsets]
+        changed = [not np.array_equal(before, after) for before, after in pairwise(values)]
+        assert changed == [False, name in active, name in active], name
