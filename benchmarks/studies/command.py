@@ -17,7 +17,7 @@ from benchmarks.models import model_or_minilm
 from benchmarks.stages import Stages
 from benchmarks.studies.design import Cell, Condition, Study
 from benchmarks.studies.experiment import Work, run_work
-from benchmarks.studies.plan import chosen_rates, study_cells, tuning_cells
+from benchmarks.studies.plan import chosen_rates, diverged, study_cells, tuning_cells
 from benchmarks.studies.plot import plot_study
 from benchmarks.studies.report import rows, tables, unchecked
 from benchmarks.vision.base import vision_base
@@ -48,12 +48,15 @@ class _Run:
         study, preset, settings = self._study, self._preset, self._settings
         seeds = tuple(range(settings.seed, settings.seed + preset.seeds))
         self._run_missing("choosing learning rates", list(tuning_cells(study, preset, settings.seed)))
-        rates = chosen_rates(study, preset, self._stored.records(self._conditions), settings.seed)
+        tried = self._stored.records(self._conditions)
+        rates = chosen_rates(study, preset, tried, settings.seed)
         cells = list(study_cells(study, preset, rates, seeds))
         self._run_missing("the study", cells)
         wanted = set(cells)
         records = [r for r in self._stored.records(self._conditions) if cell_of(r, Cell) in wanted]
         print(f"\n{len(records)} of {len(cells)} runs\n\n{tables(study, preset, records)}\n")
+        for task, arm, condition in diverged(study, preset, tried, settings.seed):
+            print(f"{task}, {arm}: not run, since training diverged at every learning rate under {condition!r}\n")
         if settings.plot is not None:
             plot_study(study, preset, records, settings.plot)
             print(f"wrote {settings.plot}")
@@ -119,6 +122,7 @@ class _Run:
 def plain_condition(condition: Condition) -> Record:
     """A condition as JSON has it: without what is infinite, and without devices of which nothing is said."""
     plain = asdict(condition)
+    del plain["own_rates"]  # which decides what is run, and not what comes of it
     if condition.fleet is not None:
         plain["fleet"] = {name: value for name, value in asdict(condition.fleet).items() if value != math.inf}
     return {name: value for name, value in plain.items() if value or name not in ("fleet", "server")}

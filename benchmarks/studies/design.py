@@ -70,6 +70,8 @@ class Condition:
     """What the devices' speeds and absences are drawn from; None: all are there, and nothing takes any time."""
     arms: Sequence[str] | None = None
     """Arms that it is about; None: all."""
+    own_rates: bool = False
+    """Whether learning rates are chosen under this condition, and not under the study's first: noise wants others."""
 
     @property
     def cohort(self) -> int:
@@ -130,7 +132,7 @@ class Study:
     arms: Mapping[str, Arm]
     """By name, as tables show them."""
     conditions: Mapping[str, Condition]
-    """By name. The first one is what learning rates are chosen under, with the first seed."""
+    """By name. The first one is what learning rates are chosen under, with the first seed, unless one has its own."""
     presets: Mapping[str, Preset]
     """By name."""
     claims: Sequence[Claim]
@@ -140,6 +142,15 @@ class Study:
     else it is all-MiniLM-L6-v2."""
 
     @property
-    def tuned_under(self) -> str:
-        """The condition that learning rates are chosen under."""
+    def first(self) -> str:
+        """The condition that the others are variations of."""
         return next(iter(self.conditions))
+
+    def tuned_under(self, condition: str) -> str:
+        """The condition that the learning rates for this one are chosen under."""
+        return condition if self.conditions[condition].own_rates else self.first
+
+    def arms_of(self, condition: str, preset: Preset) -> Sequence[str]:
+        """The arms that run under a condition."""
+        about, arms = self.conditions[condition].arms, preset.arms or tuple(self.arms)
+        return arms if about is None else [arm for arm in arms if arm in about]

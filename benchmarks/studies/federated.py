@@ -6,6 +6,7 @@ validation rows is the one that is tested. Bytes are those that the simulated de
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,8 @@ def run_federated(given: Federated) -> Record:
         ``tuned``, values that the highest rank trains; ``bytes_up`` and ``bytes_down`` of all devices together;
         ``update_bytes``, the largest update; ``cpu_s``.
 
+        Where training is private, ``epsilon``, the largest of any device, and its ``delta``.
+
     Raises:
         RuntimeError: Training diverged on a device.
     """
@@ -82,7 +85,7 @@ def run_federated(given: Federated) -> Record:
     ):
         run.until_finished(lambda committed: watch.see(committed, run.clock()))
         traffic = run.traffic
-        updates = [row.size for number in range(1, given.config.rounds + 1) for row in run.journal.uploads(number)]
+        updates = [row for number in range(1, given.config.rounds + 1) for row in run.journal.uploads(number)]
         tested = watch.tested()
     return {
         "curve": watch.curve,
@@ -90,9 +93,16 @@ def run_federated(given: Federated) -> Record:
         "tuned": tuned_values(given.manifest, max(given.ranks)),
         "bytes_up": traffic.sent,
         "bytes_down": traffic.received,
-        "update_bytes": max(updates),
+        "update_bytes": max(row.size for row in updates),
+        **_privacy([json.loads(row.metrics_json) for row in updates]),
         "cpu_s": round(time.process_time() - start, 2),
     }
+
+
+def _privacy(metrics: Sequence[Mapping[str, float]]) -> Record:
+    """What the device that paid most had paid in the end, of all that devices told."""
+    spent = max((told for told in metrics if "epsilon" in told), key=lambda told: told["epsilon"], default=None)
+    return {} if spent is None else {"epsilon": round(spent["epsilon"], 4), "delta": spent["delta"]}
 
 
 def tuned_values(manifest: Manifest, rank: int) -> int:

@@ -49,6 +49,7 @@ def _skewed(
         train_rows=train_rows,
         local=_NOISE if private else {},
         arms=arms,
+        own_rates=private,
     )
 
 

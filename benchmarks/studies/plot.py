@@ -44,8 +44,8 @@ def plot_study(study: Study, preset: Preset, records: Sequence[Record], path: Pa
     for (left, right), task in zip(panels, tasks, strict=True):
         of_task = [record for record in whole if record["task"] == task]
         _bars(left, of_task, arms, conditions, task)
-        _curves(right, [record for record in of_task if record["condition"] == study.tuned_under], arms, task)
-        right.set_title(f"{task}: {study.tuned_under}, validation rows", fontsize=9)
+        _curves(right, [record for record in of_task if record["condition"] == study.first], arms, task)
+        right.set_title(f"{task}: {study.first}, validation rows", fontsize=9)
     legend_below(figure, panels[0][0], len(arms))
     figure.suptitle(f"{study.name}: test scores by condition, and what they cost (mean and range over seeds)")
     figure.savefig(path, dpi=110)

@@ -26,7 +26,8 @@ def tables(study: Study, preset: Preset, records: Sequence[Record]) -> str:
     Scores are per cent on the test rows, mean and standard deviation over seeds; where some seeds are not run yet, or
     diverged, over how many. Tuned: values that a device trains, and what part that is of full fine-tuning. Bytes: of
     all devices together over the run, both ways, as counted on the simulated wire. Rounds: to the version that
-    validates best. Then, what it takes to a target that is the same for all arms (:mod:`.targets`).
+    validates best. ε: the most that any device paid, where training is private. Then, what it takes to a target that is
+    the same for all arms (:mod:`.targets`).
     """
     arms, conditions = list(preset.arms or study.arms), preset.conditions or study.conditions
     parts = [
@@ -66,12 +67,16 @@ def _condition_table(study: Study, preset: Preset, records: Sequence[Record], co
         return ""
     header = [condition, *(f"{task}, {TASKS[task].metric}" for task in preset.tasks)]
     header += ["tuned", "of full", "bytes", "rounds", "rate"]
+    private = [record for record in here if "epsilon" in record]
+    header += ["ε"] * bool(private)
     lines = []
     for arm in preset.arms or study.arms:
         of_arm = [record for record in here if record["arm"] == arm]
         if of_arm:
             scores = (_score(here, arm, condition, task, preset.seeds) for task in preset.tasks)
-            lines.append([arm, *scores, *_costs(of_arm, here)])
+            spent = max((record["epsilon"] for record in of_arm if "epsilon" in record), default=None)
+            epsilon = ["-" if spent is None else f"{spent:.2f}"] * bool(private)
+            lines.append([arm, *scores, *_costs(of_arm, here), *epsilon])
     return format_table(header, lines)
 
 

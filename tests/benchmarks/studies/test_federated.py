@@ -30,7 +30,8 @@ def run(tiny_bert):
 
     def run(method, ranks=(2, 4), rounds=4, **settings):
         manifest = write_manifest(tiny_bert, LABELS, method=method, rank_max=4)
-        local = LocalTraining(learning_rate=settings.pop("learning_rate", 2e-2), epochs=1, batch_size=8)
+        rate, private = settings.pop("learning_rate", 2e-2), settings.pop("private", {})
+        local = LocalTraining(learning_rate=rate, epochs=1, batch_size=8, **private)
         config = RunConfig(
             run="study",
             rounds=rounds,
@@ -70,6 +71,13 @@ def test_the_version_that_validates_best_is_tested(run):
         == tuned_values(manifest, 4)
         == sum(t.size for t in manifest.dense) + 4 * Layout.of(manifest).width
     )
+
+
+def test_a_private_run_says_what_it_cost(run):
+    spent = [run(Head(), rounds=rounds, private={"noise_multiplier": 2.0, "delta": 1e-3})[1] for rounds in (1, 2)]
+    assert 0.0 < spent[0]["epsilon"] < spent[1]["epsilon"]
+    assert spent[0]["delta"] == 1e-3
+    assert "epsilon" not in run(Head(), rounds=1)[1]
 
 
 def test_only_what_is_trained_travels(run):

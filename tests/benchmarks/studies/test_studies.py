@@ -13,7 +13,7 @@ from benchmarks.data.tasks import TASKS
 from benchmarks.studies import fedpeft, fedpeptao, fedpetuning
 from benchmarks.studies.claims import Claim, Verdict
 from benchmarks.studies.design import Arm, Cell, Condition, Preset, Study
-from benchmarks.studies.plan import chosen_rates, study_cells, tuning_cells
+from benchmarks.studies.plan import chosen_rates, diverged, study_cells, tuning_cells
 from benchmarks.studies.plot import plot_study
 from benchmarks.studies.report import tables
 from edge_client.methods import read_method
@@ -49,21 +49,45 @@ def cell(arm: str, rate: float, condition: str = "mild", seed: int = 0) -> Cell:
 
 def test_a_rate_is_chosen_by_validation_whatever_the_test_scores_say():
     records = [record(cell("a", 0.1), validation=0.8, test=0.1), record(cell("a", 0.2), validation=0.7, test=0.9)]
-    assert chosen_rates(TOY, PRESET, records, 0) == {("sst2", "a"): 0.1}
+    assert chosen_rates(TOY, PRESET, records, 0) == {("sst2", "a", "mild"): 0.1}
 
 
 def test_no_rate_is_chosen_before_all_were_tried_and_none_that_diverged():
     assert chosen_rates(TOY, PRESET, [record(cell("a", 0.1))], 0) == {}
     diverged = {**asdict(cell("a", 0.1)), "failure": "the loss became nan"}
-    assert chosen_rates(TOY, PRESET, [diverged, record(cell("a", 0.2))], 0) == {("sst2", "a"): 0.2}
+    assert chosen_rates(TOY, PRESET, [diverged, record(cell("a", 0.2))], 0) == {("sst2", "a", "mild"): 0.2}
     assert chosen_rates(TOY, PRESET, [record(cell("a", 0.1), seed := 0), record(cell("a", 0.2, seed=1))], seed) == {}
 
 
 def test_cells_are_tuned_under_the_first_condition_and_run_under_all():
     assert {c.condition for c in tuning_cells(TOY, PRESET, 0)} == {"mild"}
     assert [(c.arm, c.learning_rate) for c in tuning_cells(TOY, PRESET, 0)] == [("a", 0.1), ("a", 0.2), ("b", 0.3)]
-    cells = list(study_cells(TOY, PRESET, {("sst2", "a"): 0.2}, (0, 1)))
+    cells = list(study_cells(TOY, PRESET, {("sst2", "a", "mild"): 0.2}, (0, 1)))
     assert cells == [cell("a", 0.2, condition, seed) for seed in (0, 1) for condition in ("mild", "harsh")]
+
+
+def test_a_condition_may_have_rates_of_its_own():
+    noisy = replace(TOY, conditions={**TOY.conditions, "noisy": Condition(own_rates=True, arms=("a",))})
+    assert {(c.arm, c.condition) for c in tuning_cells(noisy, PRESET, 0)} == {
+        ("a", "mild"),
+        ("b", "mild"),
+        ("a", "noisy"),
+    }
+    tried = [
+        record(cell("a", rate, condition), value)
+        for condition, rate, value in (("mild", 0.1, 0.9), ("mild", 0.2, 0.8), ("noisy", 0.1, 0.6), ("noisy", 0.2, 0.7))
+    ]
+    rates = chosen_rates(noisy, PRESET, tried, 0)
+    assert rates == {("sst2", "a", "mild"): 0.1, ("sst2", "a", "noisy"): 0.2}
+    found = {(c.condition, c.learning_rate) for c in study_cells(noisy, PRESET, rates, (0,))}
+    assert found == {("mild", 0.1), ("harsh", 0.1), ("noisy", 0.2)}
+
+
+def test_an_arm_that_diverges_at_every_rate_is_named():
+    failed = [{**asdict(cell("a", rate)), "failure": "the loss became nan"} for rate in (0.1, 0.2)]
+    assert diverged(TOY, PRESET, failed[:1], 0) == []
+    assert diverged(TOY, PRESET, failed, 0) == [("sst2", "a", "mild")]
+    assert diverged(TOY, PRESET, [failed[0], record(cell("a", 0.2))], 0) == []
 
 
 @pytest.mark.parametrize(
