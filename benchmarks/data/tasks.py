@@ -30,16 +30,12 @@ class ImageTask:
     """As of :class:`TextTask`."""
     metric: str
     """As of :class:`TextTask`."""
-    folder: str
-    """Name of the data's folder."""
     classes: tuple[str, ...]
     """Which."""
 
 
 _CIFAR10 = "uoft-cs/cifar10"
-PRETRAINING = ImageTask(
-    hub=_CIFAR10, metric="accuracy", folder="images", classes=("airplane", "automobile", "bird", "cat", "deer")
-)
+PRETRAINING = ImageTask(hub=_CIFAR10, metric="accuracy", classes=("airplane", "automobile", "bird", "cat", "deer"))
 """The half of CIFAR-10's classes that a small vision transformer is pretrained on, to be tuned for the others."""
 TASKS: Mapping[str, TextTask | ImageTask] = MappingProxyType(
     {
@@ -51,14 +47,13 @@ TASKS: Mapping[str, TextTask | ImageTask] = MappingProxyType(
         "cifar10": ImageTask(
             hub=_CIFAR10,
             metric="accuracy",
-            folder="images",
             classes=("dog", "frog", "horse", "ship", "truck"),
         ),
         "rte": TextTask(hub="nyu-mll/glue:rte", metric="accuracy", max_length=64),
         "sst2": TextTask(hub="stanfordnlp/sst2", metric="accuracy", max_length=32),
     }
 )
-"""By name: that of the data's folder, of texts."""
+"""By name, which is that of the data's folder, too."""
 
 
 def source_of(task: str, data: Path | None) -> str:
@@ -68,7 +63,4 @@ def source_of(task: str, data: Path | None) -> str:
         task: Name in :data:`TASKS`.
         data: Folder with a folder per task; None: the hub.
     """
-    known = TASKS[task]
-    if data is None:
-        return known.hub
-    return str(data / (known.folder if isinstance(known, ImageTask) else task))
+    return TASKS[task].hub if data is None else str(data / task)

@@ -18,7 +18,7 @@ def vision_base(data: Path | None, folder: Path, *, seed: int, say: Callable[[st
     """The folder of a base model, which is written if it is not there.
 
     Args:
-        data: Folder with a folder of images; None: from the hub.
+        data: Folder with a folder ``cifar10``; None: from the hub.
         folder: Where base models are kept.
         seed: Of the pre-training.
         say: Told how it goes.
@@ -30,7 +30,7 @@ def vision_base(data: Path | None, folder: Path, *, seed: int, say: Callable[[st
     if base.is_dir():
         say(f"the base model is {base}")
         return str(base)
-    source = PRETRAINING.hub if data is None else data / PRETRAINING.folder
+    source = PRETRAINING.hub if data is None else data / "cifar10"
     try:
         images = load_images(source, classes=PRETRAINING.classes, train=None, selection=0, test=None, seed=seed)
     except DataError as error:
