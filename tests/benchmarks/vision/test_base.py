@@ -16,10 +16,10 @@ CLASSES = (*PRETRAINING.classes, *TASKS["cifar10"].classes)
 def data(tmp_path):
     """A few images of every class."""
     rng = np.random.default_rng(0)
-    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
     arrays = {f"x_{split}": rng.integers(0, 256, (40, 32, 32, 3), np.uint8) for split in ("train", "test")}
     labels = {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")}
-    np.savez(tmp_path / "data" / "images" / "some.npz", classes=np.array(CLASSES), **arrays, **labels)
+    np.savez(tmp_path / "data" / "cifar10" / "some.npz", classes=np.array(CLASSES), **arrays, **labels)
     return tmp_path / "data"
 
 
