@@ -40,5 +40,5 @@ def test_a_base_model_is_pretrained_once(data, tmp_path, monkeypatch):
 
 
 def test_missing_data_are_told(tmp_path):
-    with pytest.raises(BenchmarkError, match=r"images.*is no file or folder"):
+    with pytest.raises(BenchmarkError, match=r"cifar10.*is no file or folder"):
         vision_base(tmp_path, tmp_path, seed=0, say=print)
