@@ -17,7 +17,7 @@ from edge_client.training.objectives import Context, Objective
 from edge_client.training.private import private_gradients
 from edge_client.training.proximal import ProximalTerm
 from edge_client.training.schedule import warmup_then_linear
-from protocol.assignment import Assignment
+from protocol.assignment import Assignment, LocalTraining
 
 __all__ = ["train"]
 
@@ -59,11 +59,7 @@ def train(
         EdgeClientError: The loss became NaN or infinite; private training leaves out what is not finite.
     """
     local = assignment.local
-    steps = local.steps(len(examples))
-    peak = local.learning_rate * local.learning_rate_scale
-    # One kernel for all factors: on a CPU a seventh of the time of one factor after the other.
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=local.weight_decay, fused=True)
-    proximal = ProximalTerm(parameters, local.proximal_mu)
+    steps, stepper = local.steps(len(examples)), _Stepper(parameters, local)
     # A seed that the aggregator knows would tie an example's dropout to who else is in the batch.
     seed = int(secret.integers(1 << 63)) if local.private else assignment.seed
     if local.private:
@@ -76,19 +72,35 @@ def train(
         for step in range(steps):
             if cancelled():
                 raise Cancelled
-            for group in optimizer.param_groups:
-                group["lr"] = peak * warmup_then_linear(step, steps, local.warmup_ratio)
             loss = next(gradients)
             if not local.private and not math.isfinite(loss):
                 raise EdgeClientError(f"the loss became {loss} at step {step + 1}: training diverged on this device")
-            proximal.add_gradient()
-            if local.max_grad_norm > 0 and not local.private:
-                torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            stepper.step(warmup_then_linear(step, steps, local.warmup_ratio))
             total += loss
             progress(Progress(step=step + 1, steps=steps, loss=loss, round=assignment.round))
     return {"train_loss": total / steps} if steps and not local.private else {}
+
+
+class _Stepper:
+    """Changes parameters by AdamW, as the run asks: at its rate, clipped, and pulled back where FedProx does."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], local: LocalTraining) -> None:
+        self._parameters = parameters
+        self._peak = local.learning_rate * local.learning_rate_scale
+        self._norm_max = 0.0 if local.private else local.max_grad_norm
+        self._proximal = ProximalTerm(parameters, local.proximal_mu)
+        # One kernel for all factors: on a CPU a seventh of the time of one factor after the other.
+        self._optimizer = torch.optim.AdamW(parameters, lr=self._peak, weight_decay=local.weight_decay, fused=True)
+
+    def step(self, scale: float) -> None:
+        """Takes a step at this part of the peak rate, and forgets the gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = scale * self._peak
+        self._proximal.add_gradient()
+        if self._norm_max > 0:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._norm_max)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def _gradients(
