@@ -76,6 +76,17 @@ STUDY = Study(
     arms=_ARMS,
     conditions=_CONDITIONS,
     presets={
+        "tiny": Preset(
+            tasks=("cifar10",),
+            arms=("prompt", "head"),
+            conditions=(_GRID[16, 1.0],),
+            seeds=1,
+            rounds=1,
+            batch_size=8,
+            train_rows=60,
+            validation_rows=20,
+            test_rows=20,
+        ),
         "quick": Preset(
             tasks=("cifar10",),
             conditions=(_GRID[16, 1.0],),

@@ -67,7 +67,7 @@ STUDY = Study(
         "tiny": Preset(
             tasks=("sst2",),
             arms=("lora", "prefix"),
-            conditions=("alpha 1", "alone"),
+            conditions=("alpha 1", "centralised", "alone"),
             seeds=2,
             rounds=1,
             batch_size=8,

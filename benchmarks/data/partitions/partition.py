@@ -111,11 +111,23 @@ def partition_rows(rows: Rows, recipe: Recipe) -> Partition:
 
 
 def rows_digest(rows: Rows) -> str:
-    """SHA-256, hex, of all rows in order, each as JSON with sorted keys."""
+    """SHA-256, hex, of all rows in order, each as JSON with sorted keys; a picture as its pixels' own digest."""
     digest = hashlib.sha256()
     for index in range(len(rows)):
-        digest.update(json.dumps(dict(rows[index]), sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(dict(rows[index]), sort_keys=True, default=_pixels).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _pixels(picture: object) -> list[object]:
+    """What stands for an array, or for what is one, such as a Pillow image.
+
+    Raises:
+        TypeError: It is no array of numbers.
+    """
+    pixels = np.asarray(picture)
+    if pixels.dtype.kind not in "biuf":
+        raise TypeError(f"expected text, a number or a picture in a row, got {type(picture).__name__}")
+    return [pixels.dtype.str, pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()]
 
 
 def _owners(rows: Rows, recipe: Recipe, rng: np.random.Generator) -> NDArray[np.int64]:

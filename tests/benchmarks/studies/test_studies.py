@@ -178,16 +178,26 @@ def test_a_study_tunes_runs_reports_and_does_nothing_twice(films, tiny_bert, tmp
     assert len(stored.read_text().splitlines()) == 1
     assert run_command([*command, f"--out={out}", f"--plot={tmp_path / 'study.png'}"]) == 0
     said = capsys.readouterr().out
-    assert "8 of 8 runs" in said
+    assert "12 of 12 runs" in said
     count = len(stored.read_text().splitlines())
-    assert count == 4 + 8 - 2  # of the study's runs two are those that chose the rates
+    assert count == 4 + 12 - 2  # of the study's runs two are those that chose the rates
     assert run_command([*command, f"--out={out}"]) == 0
     assert len(stored.read_text().splitlines()) == count
     rows = json.loads(out.read_text())["rows"]
     runs = [row for row in rows if row["kind"] == "run"]
-    assert len(runs) == 8
-    assert {run["condition"] for run in runs} == {"alpha 1", "alone"}
+    assert len(runs) == 12
+    assert {run["condition"] for run in runs} == {"alpha 1", "centralised", "alone"}
     federated = [run for run in runs if run["condition"] == "alpha 1"]
     assert all(run["best"]["validation"] == max(p["accuracy"] for p in run["curve"]) for run in federated)
+    assert {run["label_distance"] for run in runs if run["condition"] == "centralised"} == {0.0}
     checked = [row["what"] for row in rows if row["kind"] == "claim" and row["verdict"] != "not run"]
     assert checked == ["lora is ahead of prefix"]
+
+
+def test_a_study_on_pictures_runs_whole(pictures, tiny_vit, tmp_path):
+    out = tmp_path / "out.json"
+    command = ["fedpeft", "--preset=tiny", f"--data={pictures}", f"--model={tiny_vit}", f"--out={out}"]
+    assert run_command([*command, f"--plot={tmp_path / 'study.png'}"]) == 0
+    runs = [row for row in json.loads(out.read_text())["rows"] if row["kind"] == "run"]
+    assert {run["arm"] for run in runs} == {"prompt", "head"}
+    assert all(0.0 <= run["best"]["test"]["accuracy"] <= 1.0 for run in runs)

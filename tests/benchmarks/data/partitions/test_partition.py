@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.data.partitions import Partition, Recipe, Scheme, partition_rows
 from benchmarks.data.partitions.dealing import UNUSED, deal_iid
@@ -64,6 +65,15 @@ def test_the_digest_tells_any_change_of_the_rows() -> None:
     digests = {rows_digest(rows) for rows in (ROWS, changed, ROWS[:-1], ROWS[::-1])}
     assert len(digests) == 4
     assert rows_digest([dict(reversed(row.items())) for row in ROWS]) == rows_digest(ROWS)
+
+
+def test_pictures_are_told_apart_by_their_pixels_however_they_come() -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert rows_digest([{"image": pixels}]) == rows_digest([{"image": Image.fromarray(pixels)}])
+    others = [pixels + np.uint8(1), pixels.reshape(2, 8, 3), pixels.astype(np.int16)]
+    assert len({rows_digest([{"image": image}]) for image in (pixels, *others)}) == 4
+    with pytest.raises(TypeError, match="expected text, a number or a picture in a row, got object"):
+        rows_digest([{"image": object()}])
 
 
 def test_rows_other_than_those_it_was_made_for_are_refused(tmp_path: Path) -> None:
