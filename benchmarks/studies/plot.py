@@ -43,7 +43,7 @@ def plot_study(study: Study, preset: Preset, records: Sequence[Record], path: Pa
     panels = figure.subplots(len(tasks), 2, squeeze=False, width_ratios=(1 + 0.35 * len(conditions), 1))
     for (left, right), task in zip(panels, tasks, strict=True):
         of_task = [record for record in whole if record["task"] == task]
-        _bars(left, of_task, arms, conditions, task)
+        _scores(left, of_task, arms, conditions, task)
         _curves(right, [record for record in of_task if record["condition"] == study.first], arms, task)
         right.set_title(f"{task}: {study.first}, validation rows", fontsize=9)
     legend_below(figure, panels[0][0], len(arms))
@@ -51,18 +51,20 @@ def plot_study(study: Study, preset: Preset, records: Sequence[Record], path: Pa
     figure.savefig(path, dpi=110)
 
 
-def _bars(axes: Axes, records: Sequence[Record], arms: Sequence[str], conditions: Sequence[str], task: str) -> None:
-    width, lowest = 0.8 / len(arms), 1.0
+def _scores(axes: Axes, records: Sequence[Record], arms: Sequence[str], conditions: Sequence[str], task: str) -> None:
+    """Points, not bars: small differences matter, and a bar that does not begin at zero exaggerates them."""
     for number, arm in enumerate(arms):
-        found = [list(scores_of(records, arm, condition).values()) for condition in conditions]
-        places = [place + number * width - 0.4 for place, scores in enumerate(found) if scores]
-        means = [np.mean(scores) for scores in found if scores]
-        spread = [[mean - min(s), max(s) - mean] for mean, s in zip(means, filter(None, found), strict=True)]
-        axes.bar(places, means, width, align="edge", color=f"C{number}", label=arm)
-        axes.errorbar(np.array(places) + width / 2, means, np.array(spread).T, fmt="none", ecolor="0.3", linewidth=0.8)
-        lowest = min([lowest, *(min(scores) for scores in found if scores)])
+        shift = 0.6 * ((number + 0.5) / len(arms) - 0.5)
+        found = [(place, list(scores_of(records, arm, name).values())) for place, name in enumerate(conditions)]
+        there = [(place + shift, np.mean(scores), min(scores), max(scores)) for place, scores in found if scores]
+        if there:
+            places, means, lowest, highest = np.array(there).T
+            reach = (means - lowest, highest - means)
+            axes.errorbar(places, means, reach, fmt="o", color=f"C{number}", markersize=5, linewidth=1.2, label=arm)
+    for border in range(1, len(conditions)):
+        axes.axvline(border - 0.5, color="0.85", linewidth=0.8)
+    axes.set_xlim(-0.5, len(conditions) - 0.5)
     axes.set_xticks(range(len(conditions)), conditions, rotation=25, ha="right", fontsize=8)
-    axes.set_ylim(max(min(lowest - 0.03, 0.97), -1.0), None)
     axes.set_ylabel(TASKS[task].metric)
     axes.set_title(f"{task}, test rows", fontsize=9)
     axes.grid(axis="y", color="0.9")
