@@ -9,7 +9,8 @@ from types import MappingProxyType
 import numpy as np
 
 from benchmarks.attacks.experiment import ATTACKS, FREQUENT, ROUNDS, Finding
-from benchmarks.studies.claims import Verdict, mean_lead
+from benchmarks.leads import mean_lead
+from benchmarks.studies.claims import Verdict
 from benchmarks.table import format_table
 
 __all__ = ["PUBLISHED", "claims", "mean_f1", "measurements", "rows", "table"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bootstrap import Comparison, compare_paired
 from benchmarks.grid import Record, cell_of, title
 from benchmarks.hlora.arms import ARMS, BASELINE, RANKS
 from benchmarks.hlora.footprint import Footprint
 from benchmarks.hlora.settings import Cell
 from benchmarks.hlora.workloads import WORKLOADS
+from benchmarks.leads import Lead, mean_lead
 from benchmarks.table import format_table
 
 __all__ = ["Setting", "comparisons", "finished", "gain", "held", "held_loss", "measurements", "rows", "tables"]
@@ -69,17 +69,20 @@ def gain(record: Record, rank: int) -> float:
     return float(record["ranks"][str(rank)][_metric(record)] - record["curve"][0][_metric(record)])
 
 
-def comparisons(records: Sequence[Record], value: Callable[[Record], float] = held) -> dict[str, Comparison]:
-    """The default against each other federated arm, on the same task, partition, cohorts and data order."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
+def comparisons(records: Sequence[Record], value: Callable[[Record], float] = held) -> dict[str, Lead]:
+    """The default against each other federated arm, on the same task, partition, cohorts and data order.
+
+    A seed counts once, by its mean over all columns: those of one seed share their data, and some tell nothing.
+    """
+    ahead: dict[str, dict[int, list[float]]] = {}
     for arms in finished(records).values():
         federated = {arm: by_seed for arm, by_seed in arms.items() if not ARMS[arm].pooled}
         for arm, by_seed in federated.items():
-            both = sorted(set(by_seed) & set(arms.get(BASELINE, {})))
-            pairs.setdefault(arm, []).extend((value(arms[BASELINE][seed]), value(by_seed[seed])) for seed in both)
-    return {
-        arm: compare_paired(*np.array(found).T) for arm, found in pairs.items() if arm != BASELINE and len(found) > 1
-    }
+            for seed in sorted(set(by_seed) & set(arms.get(BASELINE, {}))):
+                lead = value(arms[BASELINE][seed]) - value(by_seed[seed])
+                ahead.setdefault(arm, {}).setdefault(seed, []).append(lead)
+    means = {arm: np.array([np.mean(leads) for leads in found.values()]) for arm, found in ahead.items()}
+    return {arm: mean_lead(found) for arm, found in means.items() if arm != BASELINE and found.size > 1}
 
 
 def measurements(records: Sequence[Record]) -> dict[str, float]:
@@ -163,16 +166,15 @@ def _share(found: Mapping[int, Record]) -> str:
 
 
 def _comparison_table(records: Sequence[Record]) -> str:
-    header = ["delta is ahead of", "by points", "95 % interval", "p", "by loss", "95 % interval"]
+    header = ["delta is ahead of", "by points", "95 % interval", "by loss", "95 % interval"]
     losses = comparisons(records, lambda record: -held_loss(record))
     lines = [
-        [arm, *_interval(c, 100, 2), f"{c.p:.4f}", *_interval(losses[arm], 1, 4)]
-        for arm, c in comparisons(records).items()
+        [arm, *_interval(lead, 100, 2), *_interval(losses[arm], 1, 4)] for arm, lead in comparisons(records).items()
     ]
     return format_table(header, lines)
 
 
-def _interval(found: Comparison, factor: float, digits: int) -> tuple[str, str]:
+def _interval(found: Lead, factor: float, digits: int) -> tuple[str, str]:
     """The difference, and where it lies."""
     by, low, high = (f"{factor * x:+.{digits}f}" for x in (found.difference, found.low, found.high))
     return by, f"{low} to {high}"

@@ -19,6 +19,7 @@ from benchmarks.hlora.plot import plot_grid
 from benchmarks.hlora.report import Setting, comparisons, finished, gain, measurements, tables
 from benchmarks.hlora.settings import PRESETS, cells_of, read_settings
 from benchmarks.hlora.workloads import WORKLOADS
+from benchmarks.leads import mean_lead
 
 
 def record(arm: str, seed: int = 0, score: float = 0.6, alpha: float | None = 1.0, **fields: object) -> dict:
@@ -107,6 +108,15 @@ def test_arms_are_compared_on_the_seeds_that_both_have():
     found = comparisons(records)["hlora"]
     assert found.difference == pytest.approx(0.05)
     assert found.low == pytest.approx(0.05)
+
+
+def test_a_seed_counts_once_however_many_columns_it_has():
+    columns = {10.0: 0.02, 1.0: 0.04, 0.1: 0.0}
+    records = [record("delta", seed, 0.6, alpha) for seed in (0, 1) for alpha in columns]
+    records += [record("hlora", seed, 0.6 - (1 + seed) * lead, a) for seed in (0, 1) for a, lead in columns.items()]
+    found = comparisons(records)["hlora"]
+    expected = mean_lead(np.array([0.02, 0.04]))
+    assert (found.difference, found.low) == pytest.approx((expected.difference, expected.low))
 
 
 def test_a_lower_loss_is_told_as_being_ahead():
