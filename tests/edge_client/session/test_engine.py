@@ -64,10 +64,11 @@ def test_wherever_the_link_breaks_every_round_is_trained_and_counted_once(fake_a
     assert [number for number, _ in aggregator.durable] == one.trainer.rounds == [1, 2]
 
 
+@pytest.mark.parametrize("active", [None, ("bias",)], ids=["one object", "two objects"])
 @settings(max_examples=15)
 @given(kills=st.frozensets(st.integers(1, 60), max_size=8), cuts=st.frozensets(st.integers(1, 60), max_size=4))
-def test_wherever_the_process_dies_no_trained_round_is_trained_again(fake_aggregator, device_in, kills, cuts):
-    aggregator = fake_aggregator(rounds=2, cuts=cuts, kills=kills)
+def test_wherever_the_process_dies_no_trained_round_is_trained_again(fake_aggregator, device_in, active, kills, cuts):
+    aggregator = fake_aggregator(rounds=2, active=active, cuts=cuts, kills=kills)
     with tempfile.TemporaryDirectory() as folder:
         one = device_in(aggregator, Path(folder))
         driver = one.run()
@@ -133,18 +134,6 @@ def test_what_is_not_trained_is_fetched_once_for_all_rounds(fake_aggregator, dev
     assert trained.object_bytes < 1000 < rest.object_bytes
     assert asked[1:3] == [rest.digest, trained.digest]
     assert asked.count(rest.digest) == 1
-
-
-@settings(max_examples=10)
-@given(kills=st.frozensets(st.integers(1, 60), max_size=4), cuts=st.frozensets(st.integers(1, 60), max_size=4))
-def test_wherever_it_breaks_off_both_objects_of_an_assignment_arrive(fake_aggregator, device_in, kills, cuts):
-    aggregator = fake_aggregator(rounds=2, active=("bias",), cuts=cuts, kills=kills)
-    with tempfile.TemporaryDirectory() as folder:
-        one = device_in(aggregator, Path(folder))
-        driver = one.run()
-        one.home.close()
-    assert (driver.phase, driver.error) == (Phase.FINISHED, None)
-    assert [number for number, _ in aggregator.durable] == one.trainer.rounds == [1, 2]
 
 
 def test_an_interrupted_hand_out_goes_on_where_it_stopped_after_a_restart(fake_aggregator, device):
