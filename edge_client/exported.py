@@ -73,7 +73,7 @@ def load_exported(
     exported = read_exported(Path(folder))
     held_in = _quantization(quantization, merged)
     try:
-        from edge_client.methods.lora import LoraSettings
+        from edge_client.methods.scaling import LoraSettings
         from edge_client.model.base_model import load_image_processor, load_tokenizer
         from edge_client.trainers.resident_base import BaseSettings, OwnBase
     except ImportError as error:

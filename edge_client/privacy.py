@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from edge_client.errors import BudgetSpentError, ConfigError, PrivacyError
+from edge_client.storage.ledger import Charge, Ledger, booked
 from protocol import limits
 from protocol.assignment import Assignment, AssignmentKind, LocalTraining
 
-if TYPE_CHECKING:
-    from edge_client.storage.ledger import Ledger
-
-__all__ = ["Accountant", "Charge", "Spent", "booked", "epsilon"]
+__all__ = ["Accountant", "Spent", "epsilon"]
 
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 """Orders ``α`` of the Rényi divergence: whole ones, at which its formula for sampled noise is a finite sum."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Charge:
-    """Steps of DP-SGD at one sampling rate and one noise."""
-
-    sampling_rate: float
-    """Probability ``q`` with which each example is in a batch."""
-    noise_multiplier: float
-    """``σ``: the noise's standard deviation over the clipping norm."""
-    steps: int
-    """How many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +26,6 @@ class Spent:
     """``ε``."""
     delta: float
     """``δ`` that it is at."""
-
-
-def booked(charges: Sequence[Charge], charge: Charge) -> tuple[Charge, ...]:
-    """Charges with one more: steps of like sampling rate and noise are one charge.
-
-    Example:
-        >>> ten = Charge(sampling_rate=0.1, noise_multiplier=1.0, steps=10)
-        >>> [each.steps for each in booked(booked([], ten), ten)]
-        [20]
-    """
-    like = [each for each in charges if replace(each, steps=charge.steps) == charge]
-    rest = tuple(each for each in charges if each not in like)
-    return (*rest, replace(charge, steps=charge.steps + sum(each.steps for each in like)))
 
 
 def epsilon(charges: Sequence[Charge], delta: float) -> float:

@@ -21,7 +21,7 @@ from benchmarks.command_line import BenchmarkError
 from benchmarks.local import fresh_adapter, local_assignment, train_locally
 from edge_client.data.tasks import Encoded, Example
 from edge_client.methods import read_method
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.quiet import quiet_forward
 from edge_client.trainers.resident_base import BaseSettings, SharedBase

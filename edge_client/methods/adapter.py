@@ -43,7 +43,7 @@ from protocol.manifest import DenseTensor, Quantization
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edge_client.methods.lora import LoraSettings
+    from edge_client.methods.scaling import LoraSettings
     from edge_client.model.task_model import TaskModel
     from protocol.manifest import Manifest
 

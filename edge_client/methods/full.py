@@ -17,7 +17,7 @@ from edge_client.methods.interface import Method, Subject, Trainables, Tuner
 from protocol.manifest import Quantization
 
 if TYPE_CHECKING:
-    from edge_client.methods.lora import LoraSettings
+    from edge_client.methods.scaling import LoraSettings
     from edge_client.model.task_model import TaskModel
     from protocol.manifest import Manifest
 

@@ -15,7 +15,7 @@ from protocol.payload import AdapterTensors, Layout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edge_client.methods.lora import LoraSettings
+    from edge_client.methods.scaling import LoraSettings
     from edge_client.model.task_model import TaskModel
     from protocol.typed import Option
 

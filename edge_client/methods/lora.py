@@ -10,7 +10,6 @@ for Fine-Tuning with LoRA", 2023, arXiv:2312.03732 (``s = α/√r``).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -27,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError
 from edge_client.methods.dense import DenseOffsets
 from edge_client.methods.interface import Method, Subject, Trainables, Tuner
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.quiet import quiet_loading
 from edge_client.model.task_model import TaskModel
 from protocol.manifest import LowRankModule, Manifest, Pooling, Quantization
@@ -36,37 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-__all__ = ["Lora", "LoraSettings", "LoraTuner"]
+__all__ = ["Lora", "LoraTuner"]
 
 _TRAINED, _RESIDUAL = "default", "residual"
-_DEFAULT_SCALING = 2.0
-"""PEFT's and QLoRA's habit α = 2r."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """This device's own LoRA settings; the rank comes with each assignment."""
-
-    lora_alpha: float | None = None
-    """PEFT's ``lora_alpha``; None: the value that makes the scaling 2."""
-    use_rslora: bool = False
-    """Scaling ``α/√r`` instead of ``α/r``."""
-
-    def alpha(self, rank: int) -> float:
-        """``lora_alpha`` at a rank."""
-        return _DEFAULT_SCALING * self._divisor(rank) if self.lora_alpha is None else self.lora_alpha
-
-    def scaling(self, rank: int) -> float:
-        """``s`` at a rank.
-
-        Example:
-            >>> LoraSettings().scaling(8), LoraSettings(lora_alpha=16, use_rslora=True).scaling(4)
-            (2.0, 8.0)
-        """
-        return self.alpha(rank) / self._divisor(rank)
-
-    def _divisor(self, rank: int) -> float:
-        return math.sqrt(rank) if self.use_rslora else float(rank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from protocol.manifest import DenseTensor, Pooling, Quantization
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from edge_client.methods.lora import LoraSettings
+    from edge_client.methods.scaling import LoraSettings
     from edge_client.model.task_model import TaskModel
     from protocol.manifest import Manifest
 

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge_client.errors import ConfigError
-from edge_client.privacy import Charge, booked
 from edge_client.storage.files import write_durably
 from protocol.errors import RemoteProtocolError
 from protocol.typed import Fields, parse_json
 
-__all__ = ["Ledger"]
+__all__ = ["Charge", "Ledger", "booked"]
 
 FORMAT = "tributary-ledger/1"
 _MAX_BYTES = 1 << 20
 _CHARGES_MAX = 4096
 _STEPS_MAX = 1 << 62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """Steps of DP-SGD at one sampling rate and one noise."""
+
+    sampling_rate: float
+    """Probability ``q`` with which each example is in a batch."""
+    noise_multiplier: float
+    """``σ``: the noise's standard deviation over the clipping norm."""
+    steps: int
+    """How many."""
+
+
+def booked(charges: Sequence[Charge], charge: Charge) -> tuple[Charge, ...]:
+    """Charges with one more: steps of like sampling rate and noise are one charge.
+
+    Example:
+        >>> ten = Charge(sampling_rate=0.1, noise_multiplier=1.0, steps=10)
+        >>> [each.steps for each in booked(booked([], ten), ten)]
+        [20]
+    """
+    like = [each for each in charges if replace(each, steps=charge.steps) == charge]
+    rest = tuple(each for each in charges if each not in like)
+    return (*rest, replace(charge, steps=charge.steps + sum(each.steps for each in like)))
 
 
 class Ledger:

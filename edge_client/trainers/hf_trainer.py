@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError, DataError
 from edge_client.methods import Tuner, method_of
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.cpu_nf4 import mend_cpu_nf4
 from edge_client.model.quiet import quiet_forward

@@ -12,7 +12,7 @@ import torch
 from edge_client.data.preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor
 from edge_client.errors import BaseModelError, ConfigError
 from edge_client.methods import Tuner, method_of
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import (
     load_backbone,
     load_image_processor,

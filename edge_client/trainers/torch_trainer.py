@@ -14,7 +14,7 @@ from edge_client.data.preprocessing import Preprocessor, TextPreprocessor
 from edge_client.data.sources import has_split, open_rows
 from edge_client.data.tasks import Example
 from edge_client.errors import AggregatorError, ConfigError, DataError
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.quiet import quiet_forward
 from edge_client.trainer import LocalResult, Progress, TrainerInfo
 from edge_client.trainers.resident_base import BaseSettings, OwnBase, ResidentBase, SharedBase, TunedModel

@@ -12,8 +12,8 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from edge_client.errors import BudgetSpentError, ConfigError, PrivacyError
-from edge_client.privacy import Accountant, Charge, epsilon
-from edge_client.storage.ledger import Ledger
+from edge_client.privacy import Accountant, epsilon
+from edge_client.storage.ledger import Charge, Ledger
 from protocol.assignment import AssignmentKind
 
 PRIVATE = {"noise_multiplier": 1.0, "batch_size": 10, "epochs": 2.0}

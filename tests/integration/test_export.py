@@ -23,7 +23,7 @@ from aggregator.store.home import Home
 from edge_client import ConfigError, load_exported
 from edge_client.exported import save_merged
 from edge_client.methods import METHODS, read_method
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.model.task_model import TaskModel
 from edge_client.trainers.resident_base import BaseSettings, OwnBase, TunedModel

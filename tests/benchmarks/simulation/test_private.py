@@ -11,8 +11,8 @@ from aggregator.config import RunConfig
 from aggregator.merge.weighting import Weighting
 from benchmarks.simulation import SimulatedRun
 from edge_client.model.manifest_writer import write_manifest
-from edge_client.privacy import Charge, epsilon
-from edge_client.storage.ledger import Ledger
+from edge_client.privacy import epsilon
+from edge_client.storage.ledger import Charge, Ledger
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
 from protocol.assignment import LocalTraining

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from edge_client.errors import ConfigError
 from edge_client.methods import Subject, method_of, read_method
 from edge_client.methods.adapter import Adapter
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest

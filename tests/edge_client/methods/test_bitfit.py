@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_client.errors import ConfigError
 from edge_client.methods.bitfit import BitFit
-from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.methods.lora import Lora
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model import base_model
 from edge_client.model.base_model import load_backbone, switch_off_dropout
 from edge_client.model.checkpoint import Checkpoint

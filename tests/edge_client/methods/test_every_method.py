@@ -18,7 +18,8 @@ import edge_client.methods
 from edge_client.errors import ConfigError
 from edge_client.methods import METHODS
 from edge_client.methods.dense import DenseOffsets
-from edge_client.methods.lora import Lora, LoraSettings
+from edge_client.methods.lora import Lora
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import load_backbone, switch_off_dropout
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest

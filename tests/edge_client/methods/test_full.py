@@ -6,7 +6,7 @@ import transformers
 
 from edge_client.errors import ConfigError
 from edge_client.methods.full import Full
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest

@@ -7,7 +7,7 @@ import torch
 from edge_client.errors import ConfigError
 from edge_client.methods import method_of
 from edge_client.methods.head import Head
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest

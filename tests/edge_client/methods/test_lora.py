@@ -13,7 +13,8 @@ from peft.tuners.lora import LoraLayer
 
 from edge_client.errors import AggregatorError, BaseModelError, ConfigError
 from edge_client.methods import method_of
-from edge_client.methods.lora import LoraSettings, LoraTuner
+from edge_client.methods.lora import LoraTuner
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint
 from edge_client.model.manifest_writer import write_manifest

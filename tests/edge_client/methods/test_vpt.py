@@ -10,7 +10,7 @@ import transformers
 
 from edge_client.errors import ConfigError
 from edge_client.methods import Subject, method_of
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.methods.vpt import VPT
 from edge_client.model.base_model import load_backbone
 from edge_client.model.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from edge_client.methods import Method, Subject, Tuner
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.task_model import HEAD, TaskModel, head_outputs
 from protocol.initializers import Distribution, Initializer
 from protocol.manifest import BaseModel, DenseTensor, Manifest, Task, TaskKind

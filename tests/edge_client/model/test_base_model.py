@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from edge_client.errors import BaseModelError, ConfigError
-from edge_client.methods.lora import LoraSettings, LoraTuner
+from edge_client.methods.lora import LoraTuner
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.base_model import (
     load_backbone,
     load_config,

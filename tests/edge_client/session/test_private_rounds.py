@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.privacy import Accountant, Charge, epsilon
+from edge_client.privacy import Accountant, epsilon
 from edge_client.session.activities import Phase
-from edge_client.storage.ledger import Ledger
+from edge_client.storage.ledger import Charge, Ledger
 from edge_client.storage.outbox import Outbox
 from edge_client.trainers.numpy_trainer import NumpyTrainer
 from protocol.assignment import AssignmentKind, LocalTraining

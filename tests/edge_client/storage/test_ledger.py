@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.errors import ConfigError
-from edge_client.privacy import Charge
-from edge_client.storage.ledger import Ledger
+from edge_client.storage.ledger import Charge, Ledger
 
 FIRST = Charge(sampling_rate=0.1, noise_multiplier=1.0, steps=10)
 SECOND = Charge(sampling_rate=0.1, noise_multiplier=2.0, steps=5)

@@ -6,7 +6,7 @@ import torch
 
 from edge_client.data.sources import open_rows
 from edge_client.errors import ConfigError
-from edge_client.methods.lora import LoraSettings
+from edge_client.methods.scaling import LoraSettings
 from edge_client.model.manifest_writer import write_manifest
 from edge_client.trainers.resident_base import BaseSettings, SharedBase
 from edge_client.trainers.torch_trainer import TorchTrainer
