@@ -14,6 +14,9 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["process_pool"]
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What the BLAS libraries read as they are loaded."""
+
 
 def process_pool(processes: int) -> ProcessPoolExecutor:
     """A pool of them; each starts when there is work for it.
@@ -27,6 +30,7 @@ def process_pool(processes: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     """Two BLAS threads on a busy machine made a small QR 500 times slower: one per worker."""
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # for libraries that are not loaded yet: with spawn, none is
     threadpool_limits(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

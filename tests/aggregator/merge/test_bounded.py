@@ -25,6 +25,7 @@ from aggregator.merge import (
     measure_bias,
     merge_round,
 )
+from aggregator.merge.opened import merge_here
 from aggregator.merge.parallel import merge_round_on
 from protocol.codecs import Codec
 from protocol.manifest import BaseModel, DenseTensor, LowRankModule, Manifest, Task, TaskKind
@@ -130,8 +131,7 @@ def executors() -> list[Executor]:
 def test_however_many_workers_merge_the_bits_are_the_same(tmp_path: Path) -> None:
     files = Files(tmp_path, 60)
     files.write()
-    given = files.open()
-    alone, report = given.finish({module.name: given.merge_module(module) for module in MANIFEST.low_rank})
+    alone, report = merge_here(files.open())
     kept = set(tmp_path.iterdir())
     for executor in executors():
         with executor:

@@ -51,7 +51,9 @@ def test_uploads_are_checked_one_after_the_other_in_their_order() -> None:
     assert order == list(range(100))
 
 
-def test_a_merge_uses_one_blas_thread_and_loads_no_tensor_library() -> None:
+def test_a_merge_uses_one_blas_thread_and_loads_no_tensor_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # as an operator's shell has them
+        monkeypatch.delenv(name, raising=False)
     with worker_executors(lambda: None) as executors:
         assert executors.merge.submit(_blas_threads).result(30) <= 1
         assert executors.merge.submit(_heavy_modules).result(30) == []
