@@ -17,6 +17,8 @@ from aggregator.merge import GlobalState
 from aggregator.store.home import Home
 from aggregator.store.journal import Journal
 from aggregator.store.objects import ObjectStore
+from edge_client.model.manifest_writer import write_manifest
+from protocol.manifest import Task, TaskKind
 
 TEXTS = ["w1 good w2", "bad w3 w4 w5", "a good bad film", "no w9"]
 
@@ -66,8 +68,8 @@ def test_devices_of_mixed_ranks_and_precisions_tune_one_model_that_plain_peft_lo
     serve: Callable[..., Any], join: Callable[..., Any], command: Callable[..., Any], tiny_bert: Path, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "manifest.json"
-    described = ("--model", tiny_bert, "--task", "classification", "--labels", "good,bad", "--max_length", 32)
-    command("edge_client.cli", "manifest", *described, "--rank_max", 16, "--out", manifest)
+    task = Task(kind=TaskKind.CLASSIFICATION, labels=("good", "bad"), max_length=32)
+    manifest.write_bytes(write_manifest(tiny_bert, task, rank_max=16).to_json())
     training = {"learning_rate": 0.02, "epochs": 4, "batch_size": 8, "handout_codec": "fp32"}
     daemon = serve(manifest, cohort_size=3, rounds=2, default_rank=4, **training)
     kinds: list[dict[str, Any]] = [

@@ -17,6 +17,8 @@ import pytest
 
 from aggregator.merge import ClientUpdate, GlobalState, make_handout
 from benchmarks.simulation.manifests import toy_manifest
+from edge_client.model.manifest_writer import write_manifest
+from protocol.manifest import Task, TaskKind
 from protocol.payload import Layout
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -54,27 +56,26 @@ def run_python(code: str, folder: Path, environment: Callable[..., dict[str, str
     return done.stdout
 
 
-def served_ticket(serve: Callable[..., Any], command: Callable[..., Any], work: Path, model: str, *task: str) -> None:
+def served_ticket(serve: Callable[..., Any], work: Path, model: str, task: Task) -> None:
     manifest = work / "m.json"
-    command(
-        "edge_client.cli", "manifest", "--model", work / model, "--out", manifest, "--max_length", 16, "--task", *task
-    )
+    manifest.write_bytes(write_manifest(work / model, task).to_json())
     daemon = serve(manifest, cohort_size=1, rounds=1)
     shutil.move(daemon.invite(0), work / "home.ticket")
 
 
 def test_the_first_way_embeds_a_device_in_an_app(
-    serve: Callable[..., Any], command: Callable[..., Any], environment: Callable[..., Any], work: Path
+    serve: Callable[..., Any], environment: Callable[..., Any], work: Path
 ) -> None:
-    served_ticket(serve, command, work, "my-encoder", "classification", "--labels", "neg,pos")
+    task = Task(kind=TaskKind.CLASSIFICATION, labels=("neg", "pos"), max_length=16)
+    served_ticket(serve, work, "my-encoder", task)
     said = run_python(PYTHON[0] + "\nprint(type(client.model).__name__)", work, environment)
     assert "PeftModel" in said
 
 
 def test_the_second_way_federates_an_sft_trainer(
-    serve: Callable[..., Any], command: Callable[..., Any], environment: Callable[..., Any], work: Path
+    serve: Callable[..., Any], environment: Callable[..., Any], work: Path
 ) -> None:
-    served_ticket(serve, command, work, "my-llama", "causal-lm")
+    served_ticket(serve, work, "my-llama", Task(kind=TaskKind.CAUSAL_LM, max_length=16))
     said = run_python(SFT_TRAINER + PYTHON[1] + "\nprint(type(trainer.model).__name__)", work, environment)
     assert "PeftModel" in said
 
