@@ -282,7 +282,7 @@ class Layout:
             codec: As in :meth:`decode_factors`.
             part: The layout of those trainables, with the same factors frozen.
         """
-        pieces = [self._dense_cut(body, codec, tensor.name).tobytes() for tensor in part.dense]
+        pieces = [self._dense_cut(body, codec, tensor.name)[1].tobytes() for tensor in part.dense]
         if part.low_rank:
             cuts = [(self.cut(body, rank, codec, module.name), self._spans[module.name]) for module in part.low_rank]
             scales = [4 * len(span.groups) if codec is Codec.INT8 else 0 for _, span in cuts]
@@ -324,10 +324,9 @@ class Layout:
         Raises:
             RemoteProtocolError: ``NON_FINITE``, if a value of this tensor is.
         """
-        tensor = next(tensor for tensor in self.dense if tensor.name == name)
+        tensor, cut = self._dense_cut(body, codec, name)
         count, width = _rows(tensor)
-        part = self._dense_cut(body, codec, name).reshape(count, -1)
-        return decode_rows(np.ascontiguousarray(part), codec, [width]).reshape(tensor.shape)
+        return decode_rows(np.ascontiguousarray(cut.reshape(count, -1)), codec, [width]).reshape(tensor.shape)
 
     def decode_body(self, body: Buffer, rank: int, codec: Codec) -> AdapterTensors:
         """Decodes a body of known length, such as a stored hand-out's prefix."""
@@ -347,13 +346,13 @@ class Layout:
     def _slot_bytes(self, codec: Codec) -> int:
         return row_bytes(codec, self._groups)
 
-    def _dense_cut(self, body: Buffer, codec: Codec, name: str) -> NDArray[np.uint8]:
-        """One dense tensor's bytes out of a body of known length."""
+    def _dense_cut(self, body: Buffer, codec: Codec, name: str) -> tuple[DenseTensor, NDArray[np.uint8]]:
+        """One dense tensor, and its bytes out of a body of known length."""
         start = 0
         for tensor in self.dense:
             size = self._dense_bytes(tensor, codec)
             if tensor.name == name:
-                return np.frombuffer(body, np.uint8)[start : start + size]
+                return tensor, np.frombuffer(body, np.uint8)[start : start + size]
             start += size
         raise KeyError(name)
 

@@ -137,6 +137,8 @@ class DevicePool:
         for reader, process in zip(self._readers, self._processes.values(), strict=True):
             reader.join()
             _stdout(process).close()
+            with suppress(BrokenPipeError):
+                _stdin(process).close()
 
     def __enter__(self) -> DevicePool:
         return self

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.data.tasks import TASKS
 from benchmarks.grid import Record
 from benchmarks.leads import Lead, mean_lead
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Claim", "Finding", "Verdict", "scores_of"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from edge_client.session.events import Outgoing
 from protocol.assignment import Assignment, Handout
@@ -70,6 +71,12 @@ class Fetching:
     """What else to fetch for the same goal."""
     download: Download | None = None
     """None until the disk says how much of it is there."""
+
+    @classmethod
+    def of(cls, goal: Assignment | Finished | None, objects: Sequence[Handout]) -> Self:
+        """The first of these objects, and then the others."""
+        first, *later = objects
+        return cls(goal, first.digest, first.object_bytes, tuple(later))
 
     def pieces(self, chunk_bytes: int) -> Iterator[Piece]:
         """What to ask for now."""

@@ -318,8 +318,7 @@ class Engine:
         keep = {each.digest for each in objects}
         if self._link.welcome is not None:
             keep.add(self._link.welcome.manifest)
-        first, *later = objects
-        self._fetch(Fetching(goal, first.digest, first.object_bytes, tuple(later)), frozenset(keep))
+        self._fetch(Fetching.of(goal, objects), frozenset(keep))
 
     def _fetch(self, fetch: Fetching, keep: frozenset[str] | None) -> None:
         self._activity = fetch
@@ -491,8 +490,7 @@ class Engine:
             return
         self._violations = 0
         if fetch.later:
-            first, *later = fetch.later
-            self._fetch(Fetching(fetch.goal, first.digest, first.object_bytes, tuple(later)), keep=None)
+            self._fetch(Fetching.of(fetch.goal, fetch.later), keep=None)
             return
         match fetch.goal:
             case None:

@@ -292,6 +292,13 @@ def test_what_is_extracted_of_a_body_is_the_body_of_that_part_and_parts_make_the
         assert equal(layout.join(decoded), layout.decode_body(body, rank, codec))
 
 
+def test_a_tensor_that_is_not_in_the_layout_is_named(manifest: Manifest) -> None:
+    layout = Layout.of(manifest)
+    body = layout.encode_body(layout.zeros(1), Codec.FP32)
+    with pytest.raises(KeyError, match="nothing of this name"):
+        layout.decode_dense(body, Codec.FP32, "nothing of this name")
+
+
 def test_active_names_keep_the_manifests_order(manifest: Manifest) -> None:
     layout = Layout.of(manifest, ["layer.0.value", "gate", "head.weight"])
     assert [t.name for t in layout.dense] == ["head.weight", "gate"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,9 +23,8 @@ def pool_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no
     """A pool of processes that run scripts instead of devices."""
 
     def start(folder: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", (folder / "script").read_text()], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", (folder / "script").read_text()]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def pool(**scripts: str) -> DevicePool:
         for name, script in scripts.items():
@@ -45,6 +45,14 @@ def test_a_device_may_be_done_before_another_has_begun(pool_of, tmp_path: Path) 
     with pool_of(fast=fast, slow=slow) as pool:
         assert dict(pool.until("federated"))["slow"] == {"kind": "federated"}
         assert {name for name, event in pool.until("alone") if event["kind"] == "alone"} == {"fast", "slow"}
+
+
+def test_a_device_that_died_before_it_was_told_what_to_do_is_named(pool_of) -> None:  # type: ignore[no-untyped-def]
+    with pool_of(fast="") as pool:
+        pool._processes["fast"].wait(20)
+        pool.begin([SimpleNamespace(name="fast", write=Path.touch)])
+        with pytest.raises(BenchmarkError, match="device fast failed"):
+            list(pool.until("federated"))
 
 
 def test_a_device_that_ends_too_early_is_named(pool_of) -> None:  # type: ignore[no-untyped-def]
